@@ -18,6 +18,8 @@ The last three name files below `data/`; give your own with --config.data.path a
 Expected metrics, hardware and time: measured, see README.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -42,109 +44,111 @@ def get_config(preset: str = "default") -> ConfigDict:
 
 def _default() -> ConfigDict:
     config = engine_defaults()
-    config.task = "stmgt"
-    
-    config.data = ConfigDict()
-    config.data.path = ""  # unset: the embedded network of `synthetic`
-    config.data.layout = "auto"  # auto | edges | matrix | npz | h5
-    config.data.key = ""  # array or group inside .npz / .h5; unset: `data`, or the only group
-    config.data.feature = 0  # channel of an (R, N, F) array
-    config.data.start = ""  # ISO time of the first row, for matrix files without times
-    config.data.step_minutes = 5.0
-    config.data.in_steps = 12
-    config.data.out_steps = 12
-    config.data.grid = "regular"  # regular | runs (one snapshot = one step)
-    config.data.aggregate = "mean"  # mean | last | segment: what a node of `edges` data is
-    config.data.unit = "km/h"  # a label
-    config.data.graph_path = ""
-    config.data.graph_kind = "auto"  # auto | weights | distance
-    config.data.directed = False
-    config.data.threshold = 0.1  # smaller distance weights are dropped
-    config.data.max_neighbors = 32
-    config.data.weather_path = ""
-    config.data.locations_path = ""
-    config.data.null_value = placeholder(float)  # unset: 0 in matrix layouts, none in `edges`
-    config.data.max_value = 200.0  # catches wrong units
-    config.data.fill = "carry"  # carry | profile | zero
-    config.data.max_fill_minutes = 60.0
-    config.data.split = "time"  # time | windows
-    config.data.fractions = (0.7, 0.1, 0.2)
-    config.data.gap_steps = placeholder(int)  # unset: in_steps
-    config.data.scale = "global"  # global | node
-    config.data.timezone = ""  # what zone-aware stamps are converted to
-    config.data.synthetic = ConfigDict({"nodes": 64, "days": 28, "seed": 0})
-
-    config.model = ConfigDict()
-    config.model.width = 96
-    config.model.heads = 4
-    config.model.blocks = 3
-    config.model.components = 5
-    config.model.ffn = 4  # hidden width of the feed-forward network, times `width`
-    config.model.dropout = 0.1
-    config.model.drop_edge = 0.1
-    config.model.spatial = "gatv2"  # gatv2 | dot
-    config.model.reach = "neighbours"  # neighbours | all
-    config.model.relation_bias = True
-    config.model.edge_bias = False
-    config.model.inputs = ("speed", "observed", "deviation")
-    config.model.hour = "fraction"  # fraction | integer
-    config.model.position = True
-    config.model.slot_embedding = False
-    config.model.adaptive_dim = 0
-    config.model.adaptive_per_step = True
-    config.model.readout = "horizon"  # horizon | mean
-    config.model.anchor = "damped"  # damped | last | none
-    config.model.sigma = "softplus"  # softplus | clip
-    config.model.output_space = "normalized"  # normalized | raw (imported weights only)
-    config.model.remat = False
-
-    config.loss = ConfigDict({"crps": 1.0, "nll": 0.0, "mse": 0.0, "spread": 0.0, "entropy": 0.0})
-    config.augment = ConfigDict({"mask_nodes": 0.0, "noise_std": 0.0})
-    config.score = ConfigDict()
-    config.score.horizons_minutes = (15.0, 30.0, 60.0)
-    config.score.congestion_fraction = 0.5  # of the free-flow speed
-    config.score.quantiles = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95)
-
-    config.train.batch = 64
-    config.train.duration = "100ep"
-    config.train.accumulate = 1
-    config.train.precision = "float32"
-    config.train.steps_per_call = 20
-    config.train.placement = "device"
-    config.train.seed = 0
-    config.train.patience = 15
-    config.train.ema = 0.0
-
-    config.optimizer.name = "adamw"
-    config.optimizer.lr = 1e-3
-    config.optimizer.betas = (0.9, 0.999)
-    config.optimizer.eps = 1e-8
-    config.optimizer.weight_decay = 1e-4
-    config.optimizer.schedule = "cosine"
-    config.optimizer.warmup = "500st"
-    config.optimizer.decay = "100ep"
-    config.optimizer.min_lr = 1e-5
-    config.optimizer.clip = 1.0
-
-    config.eval.batch = 64
-    config.eval.every = "1ep"
+    config.update({
+        "task": "stmgt",
+        "data": {
+            "path": "",  # unset: the embedded network of `synthetic`
+            "layout": "auto",  # auto | edges | matrix | npz | h5
+            "key": "",  # array or group inside .npz / .h5; unset: `data`, or the only group
+            "feature": 0,  # channel of an (R, N, F) array
+            "start": "",  # ISO time of the first row, for matrix files without times
+            "step_minutes": 5.0,
+            "in_steps": 12,
+            "out_steps": 12,
+            "grid": "regular",  # regular | runs (one snapshot = one step)
+            "aggregate": "mean",  # mean | last | segment: what a node of `edges` data is
+            "unit": "km/h",  # a label
+            "graph_path": "",
+            "graph_kind": "auto",  # auto | weights | distance
+            "directed": False,
+            "threshold": 0.1,  # smaller distance weights are dropped
+            "max_neighbors": 32,
+            "weather_path": "",
+            "locations_path": "",
+            "null_value": placeholder(float),  # unset: 0 in matrix layouts, none in `edges`
+            "max_value": 200.0,  # catches wrong units
+            "fill": "carry",  # carry | profile | zero
+            "max_fill_minutes": 60.0,
+            "split": "time",  # time | windows
+            "fractions": (0.7, 0.1, 0.2),
+            "gap_steps": placeholder(int),  # unset: in_steps
+            "scale": "global",  # global | node
+            "timezone": "",  # what zone-aware stamps are converted to
+            "synthetic": {"nodes": 64, "days": 28, "seed": 0},
+        },
+        "model": {
+            "width": 96,
+            "heads": 4,
+            "blocks": 3,
+            "components": 5,
+            "ffn": 4,  # hidden width of the feed-forward network, times `width`
+            "dropout": 0.1,
+            "drop_edge": 0.1,
+            "spatial": "gatv2",  # gatv2 | dot
+            "reach": "neighbours",  # neighbours | all
+            "relation_bias": True,
+            "edge_bias": False,
+            "inputs": ("speed", "observed", "deviation"),
+            "hour": "fraction",  # fraction | integer
+            "position": True,
+            "slot_embedding": False,
+            "adaptive_dim": 0,
+            "adaptive_per_step": True,
+            "readout": "horizon",  # horizon | mean
+            "anchor": "damped",  # damped | last | none
+            "sigma": "softplus",  # softplus | clip
+            "output_space": "normalized",  # normalized | raw (imported weights only)
+            "remat": False,
+        },
+        "loss": {"crps": 1.0, "nll": 0.0, "mse": 0.0, "spread": 0.0, "entropy": 0.0},
+        "augment": {"mask_nodes": 0.0, "noise_std": 0.0},
+        "score": {
+            "horizons_minutes": (15.0, 30.0, 60.0),
+            "congestion_fraction": 0.5,  # of the free-flow speed
+            "quantiles": (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95),
+        },
+        "train": {
+            "batch": 64,
+            "duration": "100ep",
+            "accumulate": 1,
+            "precision": "float32",
+            "steps_per_call": 20,
+            "placement": "device",
+            "seed": 0,
+            "patience": 15,
+            "ema": 0.0,
+        },
+        "optimizer": {
+            "name": "adamw",
+            "lr": 1e-3,
+            "betas": (0.9, 0.999),
+            "eps": 1e-8,
+            "weight_decay": 1e-4,
+            "schedule": "cosine",
+            "warmup": "500st",
+            "decay": "100ep",
+            "min_lr": 1e-5,
+            "clip": 1.0,
+        },
+        "eval": {"batch": 64, "every": "1ep"},
+    })
     return config.lock()  # a preset cannot add a key
 
 
 # What each preset changes, as "section.key".
-NORMALIZED_V1 = {
+NORMALIZED_V1: dict[str, Any] = {
     "data.directed": True,
     "model.inputs": ("speed",), "model.hour": "integer", "model.position": False, "model.relation_bias": False,
     "model.readout": "mean", "model.anchor": "none", "model.sigma": "clip", "model.dropout": 0.2, "model.drop_edge": 0.28,
     "loss.crps": 0.0, "loss.nll": 1.0, "loss.mse": 0.4, "loss.spread": 0.01, "loss.entropy": 0.001,
     "train.duration": "200ep", "optimizer.warmup": "0st",
 }
-STRONG = {
+STRONG: dict[str, Any] = {
     "model.spatial": "dot", "model.reach": "all", "model.slot_embedding": True, "model.adaptive_dim": 32,
     "train.ema": 0.999, "train.precision": "mixed_bfloat16", "train.duration": "60ep",
     "optimizer.weight_decay": 1e-2, "optimizer.decay": "60ep",
 }
-PRESETS = {
+PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "normalized_v1": NORMALIZED_V1,
     "seed64": {**NORMALIZED_V1, "model.width": 64, "model.components": 3, "train.batch": 32},
