@@ -1,0 +1,192 @@
+"""Attention over the neighbours of a graph's nodes: GATv2 and scaled dot product, on lists or on all pairs.
+
+A graph is a constant table `neighbors` (N, D) of the nodes that each node listens to, itself in slot 0. Nodes are the
+second axis of every array (B, N, T, ...), so that one neighbour's whole history is one contiguous piece of memory.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+RELATIONS = 5  # self, upstream, downstream, both, none
+NONE = 4
+MASKED = -1e30  # finite: a softmax row of masked slots must not become nan
+
+
+class Buffer(nnx.Variable):
+    """A constant array that travels with the model (statistics, tables) and is never trained."""
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Who listens to whom; L = D slots (`reach="neighbours"`) or N nodes (`"all"`).
+
+    neighbors (N, D) int32 and reverse (N, R) int32 for the gather, both None when all pairs attend; mask (N, L) bool,
+    relation (N, L) int32, log_weight (N, L) float32.
+    """
+
+    neighbors: jax.Array | None
+    reverse: jax.Array | None
+    mask: jax.Array
+    relation: jax.Array
+    log_weight: jax.Array
+
+
+def reverse_table(neighbors: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Where each node stands in the flattened table: (N, R) int32, R the largest count, padded with N D.
+
+    Slots outside `mask` (N, D) are left out: nothing may flow back through them.
+    """
+    nodes, slots = neighbors.shape
+    flat = np.flatnonzero(mask.reshape(-1))
+    sources = neighbors.reshape(-1)[flat]
+    order = np.argsort(sources, kind="stable")
+    counts = np.bincount(sources, minlength=nodes)
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    table = np.full((nodes, max(1, int(counts.max(initial=0)))), nodes * slots, np.int32)
+    table[sources[order], np.arange(len(flat)) - starts[sources[order]]] = flat[order]
+    return table
+
+
+@partial(jax.custom_vjp)
+def gather_neighbors(x: jax.Array, neighbors: jax.Array, reverse: jax.Array) -> jax.Array:
+    """x (B, N, ...) -> (B, N, D, ...): the values of every node's neighbours.
+
+    The gradient gathers through `reverse_table` instead of scattering: deterministic, and fast where scatters are slow.
+    """
+    del reverse
+    return jnp.take(x, neighbors, axis=1, mode="clip")
+
+
+def _gather_forward(x: jax.Array, neighbors: jax.Array, reverse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return gather_neighbors(x, neighbors, reverse), reverse
+
+
+def _gather_backward(reverse: jax.Array, g: jax.Array) -> tuple[jax.Array, None, None]:
+    flat = g.reshape(g.shape[0], g.shape[1] * g.shape[2], *g.shape[3:])
+    arrived = jnp.take(flat, reverse, axis=1, mode="fill", fill_value=0)
+    return arrived.sum(axis=2, dtype=jnp.float32).astype(g.dtype), None, None
+
+
+gather_neighbors.defvjp(_gather_forward, _gather_backward)
+
+
+class PairBias(nnx.Module):
+    """What a score owes to the kind and the weight of a link: beta[relation] + lambda ln w, per head.
+
+    Also drops links: one Bernoulli draw per slot, self never dropped, shared by batch and time (DropEdge, Rong et al. 2020).
+    """
+
+    def __init__(self, heads: int, relation_bias: bool, edge_bias: bool, drop_edge: float):
+        self.heads = heads
+        self.relation = nnx.Param(jnp.zeros((RELATIONS, heads))) if relation_bias else None
+        self.edge = nnx.Param(jnp.zeros((heads,))) if edge_bias else None
+        self.drop_edge = nnx.Dropout(drop_edge)
+
+    def __call__(self, graph: Graph, rngs: nnx.Rngs | None) -> jax.Array:
+        """(N, L, H) float32, -1e30 where a slot is unused or dropped."""
+        bias = jnp.zeros((*graph.mask.shape, self.heads), jnp.float32)
+        if self.relation is not None:
+            # A product with one-hot rows: the gradient of an indexed read would be a scatter.
+            bias += jax.nn.one_hot(graph.relation, RELATIONS) @ self.relation[...].astype(jnp.float32)
+        if self.edge is not None:
+            bias += graph.log_weight[..., None] * self.edge[...].astype(jnp.float32)
+        kept = self.drop_edge(jnp.ones(graph.mask.shape, jnp.float32), rngs=rngs) > 0
+        open_slot = graph.mask & (kept | (graph.relation == 0))
+        return jnp.where(open_slot[..., None], bias, MASKED)
+
+
+class GATv2(nnx.Module):
+    """Graph attention after Brody et al. 2022, (B, N, T, d) -> (B, N, T, d); every head is d wide, heads are averaged.
+
+    score_ij = a . LeakyReLU_0.2(W_s x_j + b_s + W_t x_i + b_t) + bias_ij; out_i = mean_h sum_j softmax_j(score) (W_s x_j + b_s) + b.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, bias: PairBias, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.heads = heads
+        self.source = nnx.Linear(width, heads * width, dtype=dtype, rngs=rngs)
+        self.own = nnx.Linear(width, heads * width, dtype=dtype, rngs=rngs)
+        self.attention = nnx.Param(nnx.initializers.glorot_uniform()(rngs.params(), (heads, width)))
+        self.bias = nnx.Param(jnp.zeros((width,)))
+        self.pair_bias = bias
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x: jax.Array, graph: Graph, rngs: nnx.Rngs | None = None) -> jax.Array:
+        source, weights = self._attend(x, graph, rngs)
+        weights = self.dropout(weights, rngs=rngs).astype(source.dtype)
+        gathered = gather_neighbors(source, graph.neighbors, graph.reverse)
+        out = jnp.einsum("bndth,bndthc->bntc", weights, gathered) / self.heads
+        return out + self.bias[...].astype(out.dtype)
+
+    def weights(self, x: jax.Array, graph: Graph) -> jax.Array:
+        """Attention weights (B, N, D, T, H) without dropout, float32."""
+        return self._attend(x, graph, None)[1]
+
+    def _attend(self, x: jax.Array, graph: Graph, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array]:
+        shape = (*x.shape[:-1], self.heads, x.shape[-1])
+        source, own = self.source(x).reshape(shape), self.own(x).reshape(shape)
+        both = gather_neighbors(source, graph.neighbors, graph.reverse) + own[:, :, None]
+        scores = jnp.einsum("bndthc,hc->bndth", jax.nn.leaky_relu(both, 0.2), self.attention[...].astype(both.dtype),
+                            preferred_element_type=jnp.float32)
+        return source, jax.nn.softmax(scores + self.pair_bias(graph, rngs)[:, :, None], axis=2)
+
+
+class GraphAttention(nnx.Module):
+    """Scaled dot-product attention over neighbours or over all nodes, (B, N, T, d) -> (B, N, T, d), with pair biases."""
+
+    def __init__(self, width: int, heads: int, dropout: float, bias: PairBias, *, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.heads = heads
+        self.inputs = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.output = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.pair_bias = bias
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x: jax.Array, graph: Graph, rngs: nnx.Rngs | None = None) -> jax.Array:
+        value, weights = self._attend(x, graph, rngs)
+        weights = self.dropout(weights, rngs=rngs).astype(value.dtype)
+        if graph.neighbors is None:
+            mixed = jnp.einsum("bthnm,bmthc->bnthc", weights, value)
+        else:
+            mixed = jnp.einsum("bndth,bndthc->bnthc", weights, value)
+        return self.output(mixed.reshape(x.shape))
+
+    def weights(self, x: jax.Array, graph: Graph) -> jax.Array:
+        """Attention weights (B, N, L, T, H) without dropout, float32."""
+        weights = self._attend(x, graph, None)[1]
+        return weights if graph.neighbors is not None else weights.transpose(0, 3, 4, 1, 2)
+
+    def _attend(self, x: jax.Array, graph: Graph, rngs: nnx.Rngs | None) -> tuple[jax.Array, jax.Array]:
+        query, key, value = (part.reshape(*x.shape[:-1], self.heads, -1) for part in jnp.split(self.inputs(x), 3, axis=-1))
+        scale = 1 / math.sqrt(x.shape[-1] // self.heads)
+        bias = self.pair_bias(graph, rngs)
+        if graph.neighbors is None:
+            scores = jnp.einsum("bnthc,bmthc->bthnm", query, key, preferred_element_type=jnp.float32)
+            return value, jax.nn.softmax(scores * scale + bias.transpose(2, 0, 1), axis=-1)
+        key = gather_neighbors(key, graph.neighbors, graph.reverse)
+        value = gather_neighbors(value, graph.neighbors, graph.reverse)
+        scores = jnp.einsum("bnthc,bndthc->bndth", query, key, preferred_element_type=jnp.float32)
+        return value, jax.nn.softmax(scores * scale + bias[:, :, None], axis=2)
+
+
+def table_graph(statistics: Mapping[str, np.ndarray], every_pair: bool) -> dict[str, np.ndarray]:
+    """The arrays of a `Graph` from lists: neighbors, relation, neighbor_weight, neighbor_mask, each (N, D).
+
+    every_pair: the lists become (N, N) tables, `none` where no list names the pair.
+    """
+    neighbors, mask = np.asarray(statistics["neighbors"], np.int32), np.asarray(statistics["neighbor_mask"], bool)
+    relation = np.where(mask, statistics["relation"], NONE).astype(np.int32)
+    log_weight = np.where(mask, np.log(np.maximum(statistics["neighbor_weight"], 1e-6)), 0.0).astype(np.float32)
+    if not every_pair:
+        return {"neighbors": neighbors, "reverse": reverse_table(neighbors, mask), "mask": mask, "relation": relation,
+                "log_weight": log_weight}
+    nodes = len(neighbors)
+    rows, cols = np.nonzero(mask)[0], neighbors[mask]
+    dense_relation, dense_weight = np.full((nodes, nodes), NONE, np.int32), np.zeros((nodes, nodes), np.float32)
+    dense_relation[rows, cols], dense_weight[rows, cols] = relation[mask], log_weight[mask]
+    return {"mask": np.ones((nodes, nodes), bool), "relation": dense_relation, "log_weight": dense_weight}
