@@ -178,7 +178,8 @@ class STMGT(nnx.Module):
     computed in `dtype`; softmax, norms' moments, head and mixture are float32 in every dtype.
     """
 
-    def __init__(self, config: Config, statistics: Mapping[str, np.ndarray], in_steps: int, out_steps: int, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+    def __init__(self, config: Config, statistics: Mapping[str, np.ndarray], in_steps: int, out_steps: int, 
+                 rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config, self.in_steps, self.out_steps = config, in_steps, out_steps
         self.nodes = len(statistics["neighbors"])
         graph = table_graph(statistics, config.reach == "all")
