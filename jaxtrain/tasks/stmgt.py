@@ -1,0 +1,388 @@
+"""Traffic speed on a road graph: the STMGT network, its loss, its scores and its tables.
+
+Letters: B batch, T input steps, P output steps, N nodes, K mixture components, Q quantile levels.
+Speeds are in the unit of the data (`data.unit`, km/h or mph); the loss alone works in normalised units.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxtrain.data import traffic
+from jaxtrain.data.dataset import Batch, Dataset, Splits, Statistics
+from jaxtrain.data.traffic_config import DataConfig
+from jaxtrain.engine import metrics
+from jaxtrain.engine.config import nearest, section
+from jaxtrain.errors import UserError
+from jaxtrain.models import stmgt as network
+from jaxtrain.nn import mixture as mixtures
+from jaxtrain.nn.mixture import Mixture
+from jaxtrain.tasks import stmgt_scores as scores
+from jaxtrain.tasks import task as contract
+from jaxtrain.tasks.task import Forecast, Sums
+
+WEIGHT_FLOOR = 1e-8  # added to the component weights inside the logarithms of the loss
+SMALL_SIGMA = 0.05  # normalised units; many components this narrow mean overconfidence
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the loss terms; 0 switches a term off. `spread` is subtracted (it rewards distinct components)."""
+
+    crps: float
+    nll: float
+    mse: float
+    spread: float
+    entropy: float
+
+    def __post_init__(self) -> None:
+        values = vars(self)
+        for name, value in values.items():
+            if value < 0:
+                raise UserError(f"config.loss.{name}: must be at least 0, got {value:g}")
+        if self.crps + self.nll + self.mse == 0:
+            raise UserError("config.loss: crps, nll and mse are all 0, nothing ties the forecast to the targets; give one a weight")
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Applied to training inputs only."""
+
+    mask_nodes: float  # chance that a node's whole history is hidden
+    noise_std: float  # of Gaussian noise on the observed inputs, normalised units
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mask_nodes < 1:
+            raise UserError(f"config.augment.mask_nodes: must lie in [0, 1), got {self.mask_nodes:g}")
+        if self.noise_std < 0:
+            raise UserError(f"config.augment.noise_std: must be at least 0, got {self.noise_std:g}")
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    horizons_minutes: tuple[float, ...]  # horizons with a column of their own
+    congestion_fraction: float  # congested = slower than this fraction of the free-flow speed
+    quantiles: tuple[float, ...]  # levels that `predict` writes
+
+    def __post_init__(self) -> None:
+        if not 0 < self.congestion_fraction < 1:
+            raise UserError(f"config.score.congestion_fraction: must lie in (0, 1), got {self.congestion_fraction:g}")
+        levels = list(self.quantiles)
+        if not levels or levels[0] <= 0 or levels[-1] >= 1 or levels != sorted(set(levels)):
+            raise UserError(f"config.score.quantiles: levels in (0, 1) in rising order are needed, got {levels}")
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataConfig,
+    "model": network.Config,
+    "loss": LossConfig,
+    "augment": AugmentConfig,
+    "score": ScoreConfig,
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sections this task reads."""
+
+    data: DataConfig
+    model: network.Config
+    loss: LossConfig
+    augment: AugmentConfig
+    score: ScoreConfig
+
+
+def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None) -> "Task":
+    """The task of a run: `sections` maps every name of SECTIONS to its resolved values.
+
+    Raises UserError for an unknown section or key, a value out of range, or a horizon that is no output step.
+    """
+    for name in sections:
+        if name not in SECTIONS:
+            raise UserError(f"config.{name}: unknown section{nearest(name, SECTIONS)}")
+    for name in SECTIONS:
+        if name not in sections:
+            raise UserError(f"config.{name}: missing; the section belongs to the config file")
+    config = Config(**{name: section(cls, sections[name], name) for name, cls in SECTIONS.items()})
+    horizons = _horizon_steps(config)
+    headline = (*(f"mae/{name}" for name in horizons), "mae", "rmse", "mape", "crps", "coverage_80")
+    return Task(config, dict(statistics or {}), headline)
+
+
+def _horizon_steps(config: Config) -> dict[str, int]:
+    """{"15min": 2, ...}: the output step (from 0) of every horizon with a column of its own."""
+    step, count = config.data.step_minutes, config.data.out_steps
+    steps = {}
+    for minutes in config.score.horizons_minutes:
+        number = round(minutes / step)
+        if abs(number * step - minutes) > 1e-6 or not 1 <= number <= count:
+            known = ", ".join(f"{step * (h + 1):g}" for h in range(count))
+            raise UserError(f"config.score.horizons_minutes: {minutes:g} is no output step; possible are {known}")
+        steps[f"{minutes:g}min"] = number - 1
+    return steps
+
+
+@dataclass(frozen=True)
+class Task(contract.Task):
+    """STMGT. `statistics` is what `jaxtrain.data.traffic` computes from the training split."""
+
+    config: Config
+
+    # Data ----------------------------------------------------------------------------------------------
+
+    def splits(self) -> Splits:
+        """Real files when data.path is set, else the embedded road network."""
+        return traffic.splits(self.config.data, self.config.score.congestion_fraction)
+
+    def inputs(self, path: str, options: Mapping[str, str]) -> Dataset:
+        """Windows to forecast from. Options: origin (times separated by commas; default the last row), weather (a file),
+        allow_missing (nodes of the run may lack in the file), components (read by `table`)."""
+        return self._read(path, options, ("origin", "weather", "allow_missing", "components"), labelled=False)
+
+    def labelled(self, path: str, options: Mapping[str, str]) -> Dataset:
+        """Every window of a file whose targets lie in it. Options: weather (a file), allow_missing."""
+        return self._read(path, options, ("weather", "allow_missing"), labelled=True)
+
+    def _read(self, path: str, options: Mapping[str, str], known: tuple[str, ...], *, labelled: bool) -> Dataset:
+        for name in options:
+            if name not in known:
+                raise UserError(f"--option {name}: unknown option{nearest(name, known)}")
+        origins = tuple(text.strip() for text in options.get("origin", "").split(",") if text.strip())
+        return traffic.inputs(
+            self.config.data, self.statistics, path, weather_path=options.get("weather", ""), origins=origins,
+            allow_missing=_switch(options, "allow_missing"), labelled=labelled,
+        )  # fmt: skip
+
+    def oracle(self, rows: np.ndarray) -> dict[str, Forecast] | None:
+        """Embedded network only: the generator continued from its true hidden state, for rows (B, 1)."""
+        return None if self.config.data.path else {"oracle": traffic.oracle(self.config.data, rows)}
+
+    # Model and objective -------------------------------------------------------------------------------
+
+    def build(self, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> network.STMGT:
+        """The network on this run's graph, computing in `dtype`."""
+        return network.STMGT(self.config.model, self.statistics, self.config.data.in_steps, self.config.data.out_steps, rngs, dtype)
+
+    def loss(self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Weighted sum of the loss terms in normalised units, each averaged over the observed targets.
+
+        Logs every term that counts, the mean of the largest component weight (over .8: the mixture collapsed), the
+        effective number of components exp(entropy) and the share of very narrow components. `weight` = observed targets.
+        """
+        if self.config.model.output_space == "raw":
+            raise UserError("config.model.output_space: 'raw' only serves imported weights; train with 'normalized'")
+        assert isinstance(model, network.STMGT)
+        mixture = model(self._augment(batch, rngs), rngs)
+        y = model.normalize(batch["target"])
+        mask = scores.target_mask(batch)
+        n = mask.sum()
+
+        def average(values: jax.Array) -> jax.Array:
+            return metrics.total(values, mask) / jnp.maximum(n, 1.0)
+
+        weights = self.config.loss
+        negative_entropy = mixtures.negative_entropy(mixture, WEIGHT_FLOOR)
+        terms = {
+            "crps": (weights.crps, lambda: mixtures.crps(mixture, y)),
+            "nll": (weights.nll, lambda: mixtures.nll(mixture, y, WEIGHT_FLOOR)),
+            "mse": (weights.mse, lambda: (mixtures.mean(mixture) - y) ** 2),
+            "spread": (-weights.spread, lambda: mixtures.spread(mixture)),
+            "entropy": (weights.entropy, lambda: negative_entropy),
+        }
+        logs = {name: average(term()) for name, (weight, term) in terms.items() if weight}
+        objective = sum((terms[name][0] * value for name, value in logs.items()), start=jnp.zeros(()))
+        logs |= {
+            "largest_weight": average(jnp.exp(mixture.log_weights.max(-1))),
+            "effective_components": average(jnp.exp(-negative_entropy)),
+            "small_sigma": average((mixture.stds < SMALL_SIGMA).mean(-1)),
+            "weight": n,
+        }
+        return objective, logs
+
+    def _augment(self, batch: Batch, rngs: nnx.Rngs) -> Batch:
+        """Hide whole nodes (their usual speeds stand in) and add noise, as `augment` says."""
+        speed, observed = batch["speed"], batch["observed"]
+        if self.config.augment.mask_nodes:
+            hidden = jax.random.bernoulli(rngs.augment(), self.config.augment.mask_nodes, (speed.shape[0], 1, speed.shape[2]))
+            steps = speed.shape[1]
+            weekend = (batch["dow"][:, :steps] >= 5).astype(jnp.int32)
+            usual = self._constant("profile")[weekend, batch["slot"][:, :steps]]
+            speed, observed = jnp.where(hidden, usual, speed), observed & ~hidden
+        if self.config.augment.noise_std:
+            noise = jax.random.normal(rngs.augment(), speed.shape) * self.config.augment.noise_std * self._constant("speed_std")
+            speed = jnp.where(observed, speed + noise, speed)
+        return {**batch, "speed": speed, "observed": observed}
+
+    # Forecasts -----------------------------------------------------------------------------------------
+
+    def naive(self, batch: Batch) -> dict[str, Forecast]:
+        """last (newest value), tod (usual value of that slot; probability of congestion = its training frequency), damped."""
+        forecasts = network.naive_forecasts(batch, self._constant("profile"), self._constant("damping"))
+        found: dict[str, Forecast] = {name: {"median": value, "mean": value} for name, value in forecasts.items()}
+        found["tod"]["p_congested"] = self._usual_congestion(batch)
+        return found
+
+    def predict(self, model: nnx.Module, batch: Batch, denormalize: bool | None = None) -> Forecast:
+        """median, mean, std, p_congested, last, damped (B, P, N), quantiles (B, P, N, Q), component_* (B, P, N, K).
+
+        denormalize: None follows the run (physical units); False returns the network's own numbers (normalised units,
+        without last, damped and p_congested); True on a raw-scale run is a UserError, for it would scale twice.
+        """
+        assert isinstance(model, network.STMGT)
+        if denormalize and self.config.model.output_space == "raw":
+            raise UserError("predict: denormalize=True would scale the speeds of this raw-scale run a second time; leave it unset")
+        mixture = model(batch)
+        if denormalize is not False:
+            mixture = model.physical(mixture)
+        levels = self.config.score.quantiles
+        quantiles = mixtures.quantile(mixture, (*levels, 0.5))
+        forecast = {
+            "median": quantiles[..., -1],
+            "mean": mixtures.mean(mixture),
+            "std": mixtures.std(mixture),
+            "quantiles": quantiles[..., :-1],
+            "component_weight": jnp.exp(mixture.log_weights),
+            "component_mean": mixture.means,
+            "component_std": mixture.stds,
+        }
+        if denormalize is not False:
+            naive = network.naive_forecasts(batch, self._constant("profile"), self._constant("damping"))
+            forecast |= {"p_congested": self._congested(mixture), "last": naive["last"], "damped": naive["damped"]}
+        return forecast
+
+    def _congested(self, mixture: Mixture) -> jax.Array:
+        return mixtures.cdf(mixture, jnp.broadcast_to(self._threshold(), mixture.means.shape[:-1]))
+
+    def _threshold(self) -> jax.Array:
+        """(N,) speed below which a node is congested."""
+        return self.config.score.congestion_fraction * self._constant("free_flow")
+
+    def _usual_congestion(self, batch: Batch) -> jax.Array:
+        steps = batch["speed"].shape[1]
+        weekend = (batch["dow"][:, steps:] >= 5).astype(jnp.int32)
+        return self._constant("congestion_frequency")[weekend, batch["slot"][:, steps:]]
+
+    def _constant(self, name: str) -> jax.Array:
+        return jnp.asarray(self.statistics[name], jnp.float32)
+
+    # Scores --------------------------------------------------------------------------------------------
+
+    def score(self, model: nnx.Module, batch: Batch) -> Sums:
+        """Sums of every score of the mixture: by horizon, hour of day, node and actual state; PIT histogram, reliability."""
+        assert isinstance(model, network.STMGT)
+        mixture = model.physical(model(batch))
+        y = batch["target"]
+        low, median, high = jnp.moveaxis(mixtures.quantile(mixture, (0.1, 0.5, 0.9)), -1, 0)
+        return self._sums({
+            "median": median,
+            "mean": mixtures.mean(mixture),
+            "std": mixtures.std(mixture),
+            "crps": mixtures.crps(mixture, y),
+            "nll": mixtures.nll(mixture, y),
+            "crps_gaussian": mixtures.gaussian_crps(mixture, y),
+            "pit": mixtures.cdf(mixture, y),
+            "width_80": high - low,
+            "p_congested": self._congested(mixture),
+            "p_usual": self._usual_congestion(batch),
+        }, batch)  # fmt: skip
+
+    def score_forecast(self, forecast: Forecast, batch: Batch) -> Sums:
+        """The sums that a forecast allows: median and mean (B, P, N); optionally p_congested (B, P, N), samples (B, S, P, N)."""
+        found = {name: forecast[name] for name in ("median", "mean", "p_congested") if name in forecast}
+        if "samples" in forecast:
+            samples, y = forecast["samples"], batch["target"]
+            low, high = jnp.quantile(samples, jnp.array([0.1, 0.9]), axis=1)
+            found |= {
+                "crps": metrics.sample_crps(samples, y),
+                "pit": metrics.sample_pit(samples, y),
+                "width_80": high - low,
+                "p_congested": (samples < self._threshold()).mean(1),
+            }
+        return self._sums(found, batch)
+
+    def _sums(self, forecast: Forecast, batch: Batch) -> Sums:
+        return scores.forecast_sums(
+            forecast, batch, free_flow=self._constant("free_flow"), threshold=self._threshold(),
+            center=jnp.mean(self._constant("speed_mean")), step_minutes=self._constant("step_minutes"),
+        )  # fmt: skip
+
+    def summarize(self, sums: Mapping[str, np.ndarray]) -> dict[str, float]:
+        """Scores pooled over all P steps ("mae"), per horizon ("mae/15min") and per actual state ("mae/jammed"); see `stmgt_scores`."""
+        return scores.summarize(sums, _horizon_steps(self.config))
+
+    # What people read ----------------------------------------------------------------------------------
+
+    def table(self, dataset: Dataset, forecast: Mapping[str, np.ndarray], options: Mapping[str, str]) -> dict[str, np.ndarray]:
+        """One row per origin, horizon and node, in this order; nodes without any reading in training are left out.
+
+        origin, time (datetime64[s], local), horizon_minutes, node (or node_a_id, node_b_id), median, mean, std, q05 ...,
+        p_congested, last, damped; with the option `components` also weight_k, mean_k, std_k; unit names the speeds' unit.
+        """
+        data = self.config.data
+        origin = np.asarray(dataset.arrays["time"])[dataset.index[:, 0] + data.in_steps - 1]  # (B,) epoch seconds
+        trained = np.flatnonzero(self.statistics["trained"])
+        shape = (len(origin), data.out_steps, len(trained))
+        ahead = np.arange(1, data.out_steps + 1) * data.step_minutes
+
+        def column(values: np.ndarray, axis: int) -> np.ndarray:
+            return np.broadcast_to(np.expand_dims(values, [a for a in range(3) if a != axis]), shape).ravel()
+
+        def cells(values: np.ndarray) -> np.ndarray:
+            return np.asarray(values)[:, :, trained].ravel()
+
+        time = (origin[:, None] + np.round(ahead * 60).astype(np.int64)).astype("datetime64[s]")
+        columns = {
+            "origin": column(origin.astype("datetime64[s]"), 0),
+            "time": np.broadcast_to(time[:, :, None], shape).ravel(),
+            "horizon_minutes": column(ahead.astype(np.int64) if np.all(ahead % 1 == 0) else ahead, 1),
+        }
+        if "node_pairs" in self.statistics:
+            pairs = self.statistics["node_pairs"][trained]
+            columns |= {"node_a_id": column(pairs[:, 0], 2), "node_b_id": column(pairs[:, 1], 2)}
+        else:
+            columns["node"] = column(self.statistics["node_ids"][trained], 2)
+        columns |= {name: cells(forecast[name]) for name in ("median", "mean", "std")}
+        for k, level in enumerate(self.config.score.quantiles):
+            if level != 0.5:
+                columns[_quantile_name(level)] = cells(forecast["quantiles"][..., k])
+        columns |= {name: cells(forecast[name]) for name in ("p_congested", "last", "damped")}
+        if _switch(options, "components"):
+            for k in range(forecast["component_mean"].shape[-1]):
+                columns |= {f"{name}_{k}": cells(forecast[f"component_{name}"][..., k]) for name in ("weight", "mean", "std")}
+        columns["unit"] = np.full(columns["median"].shape, data.unit)
+        return columns
+
+    def figures(self, predict: Callable[[np.ndarray], dict[str, np.ndarray]], dataset: Dataset,
+                sums: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:  # fmt: skip
+        """{name: matplotlib figure}: forecasts of three nodes, error by horizon and hour, gain by place, calibration, an incident."""
+        from jaxtrain.tasks import stmgt_figures
+
+        return stmgt_figures.draw(self.config.data, self.config.score, self.statistics, predict, dataset, sums)
+
+    def flops_per_example(self) -> float | None:
+        """Forward and backward (three times forward) of one window."""
+        if "neighbor_mask" not in self.statistics:
+            return None
+        data, mask = self.config.data, self.statistics["neighbor_mask"]
+        forward = network.flops_per_window(
+            self.config.model, len(mask), data.in_steps, data.out_steps, int(mask.sum()), weather="weather_mean" in self.statistics
+        )
+        return 3 * forward
+
+
+def _quantile_name(level: float) -> str:
+    """q05, q95; q02.5 for levels between whole percents."""
+    whole, point, rest = f"{100 * level:g}".partition(".")
+    return f"q{whole.zfill(2)}{point}{rest}"
+
+
+def _switch(options: Mapping[str, str], name: str) -> bool:
+    value = options.get(name, "no").lower()
+    if value not in ("yes", "true", "1", "", "no", "false", "0"):
+        raise UserError(f"--option {name}={value}: expected yes or no")
+    return value in ("yes", "true", "1", "")
