@@ -7,13 +7,16 @@ target_mask (B, P, N) float32. Speeds are in the unit of the input.
 """
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from jaxtrain.data.dataset import Arrays, Batch, Dataset, Splits, Statistics
 from jaxtrain.data.traffic_config import DataConfig, SyntheticConfig, check_config
+from jaxtrain.data.traffic_files import read_series
 from jaxtrain.data.traffic_graph import edge_weights, neighbor_lists
+from jaxtrain.data.traffic_graph_files import read_graph
 from jaxtrain.data.traffic_series import Series
 from jaxtrain.data.traffic_statistics import calendar, fill_causally, hold, training_statistics, weather_statistics
 from jaxtrain.data.traffic_synthetic import oracle, positions, world
@@ -30,7 +33,7 @@ def splits(config: DataConfig, congestion_fraction: float) -> Splits:
     Raises UserError for every fault of the input.
     """
     check_config(config)
-    series = _embedded(config)
+    series = _embedded(config) if not config.path else _with_graph(read_series(config, config.path, config.weather_path), config)
     where = config.path or "embedded network"
     train_rows, index = _split_rows(config, len(series.time), where)
     _check_observed(series, train_rows, index, config, where)
@@ -80,6 +83,12 @@ def gather(arrays: Arrays, rows: Any, *, in_steps: int, out_steps: int) -> Batch
     if "weather" in arrays:
         batch["weather"] = arrays["weather"][past]
     return batch
+
+
+def _with_graph(series: Series, config: DataConfig) -> Series:
+    if not config.graph_path:
+        return series
+    return replace(series, weights=read_graph(config, series.ids, series.named))
 
 
 def _embedded(config: DataConfig) -> Series:

@@ -1,8 +1,11 @@
 """What every reader of traffic files returns: one series of readings per node, on a grid of rows."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+
+from jaxtrain.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -23,3 +26,15 @@ class Series:
     weather: np.ndarray | None = None
     positions: np.ndarray | None = None
     pairs: np.ndarray | None = None
+
+
+def check_speeds(path: str, speed: np.ndarray, max_value: float, label: Callable[[int], str], name: Callable[[int], str]) -> None:
+    """Raises UserError naming the first reading of (R, C) that is negative, infinite or above `max_value`."""
+    wrong = np.argwhere((speed < 0) | (speed > max_value))
+    if not len(wrong):
+        return
+    row, column = (int(i) for i in wrong[0])
+    place = f"{path}: {label(row)}, {name(column)}: {speed[row, column]:g}"
+    if speed[row, column] < 0:
+        raise UserError(f"{place} is negative; a missing reading is an empty cell, or set data.null_value")
+    raise UserError(f"{place} is above {max_value:g}: is the unit right? raise data.max_value if so")

@@ -106,22 +106,30 @@ def slot_sums(speed: np.ndarray, days: Calendar, slots: int) -> tuple[np.ndarray
     return total.reshape(2, slots, -1), count.reshape(2, slots, -1)
 
 
+def separate_classes(days: Calendar) -> bool:
+    """Whether weekday and weekend have a profile each: only when both were seen on two days or more.
+
+    The profile of a class seen on one day is that day's history, and nothing is left of it without the day.
+    """
+    return min(len(np.unique(days.day[days.kind == kind])) for kind in (0, 1)) >= 2
+
+
 def circular_sum(x: np.ndarray, reach: int) -> np.ndarray:
     """Sum over the 2 reach + 1 slots around each slot of (2, S, N), the day closed to a circle (no slot twice)."""
     reach = min(reach, (x.shape[1] - 1) // 2)
     return sum((np.roll(x, k, axis=1) for k in range(-reach, reach + 1)), np.zeros_like(x))
 
 
-def profile_from_sums(total: np.ndarray, count: np.ndarray, reach: int, node_mean: np.ndarray) -> np.ndarray:
+def profile_from_sums(total: np.ndarray, count: np.ndarray, reach: int, node_mean: np.ndarray, separate: bool) -> np.ndarray:
     """(2, S, N): mean around the slot in its class, else in both classes, else the node mean (N,)."""
     total, count = circular_sum(total, reach), circular_sum(count, reach)
     both = _or_else(total.sum(axis=0), count.sum(axis=0), node_mean)
-    return _or_else(total, count, both)
+    return _or_else(total, count, both) if separate else np.stack([both, both])
 
 
 def day_profile(speed: np.ndarray, days: Calendar, slots: int, reach: int, node_mean: np.ndarray) -> np.ndarray:
     """Mean by (weekday or weekend, slot, node): (2, S, N)."""
-    return profile_from_sums(*slot_sums(speed, days, slots), reach, node_mean)
+    return profile_from_sums(*slot_sums(speed, days, slots), reach, node_mean, separate_classes(days))
 
 
 def damping(speed: np.ndarray, days: Calendar, config: DataConfig, node_mean: np.ndarray) -> np.ndarray:
@@ -131,12 +139,12 @@ def damping(speed: np.ndarray, days: Calendar, config: DataConfig, node_mean: np
     it, and the slope comes out too small. Pairs count where both readings are observed; 0 where there is no pair.
     """
     total, count = slot_sums(speed, days, config.slots)
-    reach = profile_reach(config.step_minutes)
+    reach, separate = profile_reach(config.step_minutes), separate_classes(days)
     deviation = np.empty_like(speed, dtype=np.float64)
     for day in np.unique(days.day):
         rows = np.flatnonzero(days.day == day)
         own = slot_sums(speed[rows], Calendar(days.slot[rows], days.kind[rows], days.day[rows]), config.slots)
-        left_out = profile_from_sums(total - own[0], count - own[1], reach, node_mean)
+        left_out = profile_from_sums(total - own[0], count - own[1], reach, node_mean, separate)
         deviation[rows] = speed[rows] - left_out[days.kind[rows], days.slot[rows]]
     rho = np.zeros(config.out_steps)
     for h in range(1, min(config.out_steps, len(speed) - 1) + 1):
