@@ -127,9 +127,9 @@ def histogram(values: Array, mask: Array, bins: int, low: float = 0.0, high: flo
 
 def by_group(values: Array, mask: Array, group: Array, groups: int) -> jax.Array:
     """Sum of mask x values per group, (groups,). group: int of the values' shape; outside 0..groups-1 counts nowhere."""
-    values = jnp.asarray(values, jnp.float32)
-    masked = jnp.where(_widen(mask, values.ndim) > 0, values * _widen(mask, values.ndim), 0.0)
-    return jnp.stack([jnp.where(group == g, masked, 0.0).sum() for g in range(groups)])
+    values = jnp.asarray(values, jnp.float32)[..., None]
+    member = jnp.asarray(group)[..., None] == jnp.arange(groups)
+    return total(jnp.where(member, values, 0.0), mask, (values.ndim - 1,))
 
 
 def confusion(label: Array, predicted: Array, mask: Array, classes: int) -> jax.Array:

@@ -1,0 +1,63 @@
+"""What the four commands share: `--config.key=value`, one clear line for a user's fault, exit codes. No JAX here."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from jaxtrain.errors import UserError
+
+
+def run(command: Callable[[Sequence[str]], int]) -> None:
+    """Run a command; a UserError or a full disk is one line and exit code 2, a traceback is a bug of ours."""
+    try:
+        code = command(sys.argv[1:])
+    except UserError as error:
+        fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        fail(f"{error.filename or 'file'}: {error.strerror}; make room or choose another folder, then repeat the command")
+    except KeyboardInterrupt:
+        fail("interrupted", 130)
+    else:
+        sys.stdout.flush()
+        if code:
+            sys.exit(code)
+
+
+def fail(message: str, code: int = 2) -> None:
+    """Say one line and leave, without waiting for threads that background libraries keep."""
+    sys.stdout.flush()
+    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """(arguments, {"train.batch": "32"}): `--config.train.batch=32` or `--config.train.batch 32` beside the declared options."""
+    arguments, rest = parser.parse_known_args(argv)
+    overrides = {}
+    words = iter(rest)
+    for word in words:
+        if not word.startswith("--config."):
+            parser.error(f"unrecognized argument: {word}")
+        key, equals, value = word.removeprefix("--config.").partition("=")
+        if not equals:
+            value = next(words, None)  # type: ignore[assignment]
+            if value is None or value.startswith("--"):
+                parser.error(f"--config.{key} needs a value: --config.{key}=VALUE")
+        overrides[key] = value
+    return arguments, overrides
+
+
+def options(pairs: Sequence[str]) -> dict[str, str]:
+    """{"key": "value"} of repeated `--option key=value`."""
+    result = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise UserError(f"--option {pair}: write it as --option key=value")
+        result[key] = value
+    return result

@@ -1,0 +1,35 @@
+"""JAX's settings of every command: the persistent compilation cache, and several processes where there are several."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+import jax
+
+from jaxtrain.engine.sharding import start_distributed
+
+
+def start_jax() -> None:
+    """Call once, before the first array."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    start_distributed()
+
+
+def cache_folder() -> Path:
+    """JAX_COMPILATION_CACHE_DIR, else a folder of the user's cache named after the CPU: CPU programs are not portable."""
+    chosen = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if chosen:
+        return Path(chosen)
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "jaxtrain" / f"xla-{hashlib.sha256(_cpu().encode()).hexdigest()[:12]}"
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+    except OSError:
+        return f"{platform.machine()} {platform.processor()}"
