@@ -58,13 +58,17 @@ def forecast_sums(forecast: Forecast, batch: Batch, *, free_flow: jax.Array, thr
     at_hour = jax.nn.one_hot(hour, 24)  # (B, P, 24)
     ratio = y / free_flow
     state = (ratio >= STATE_BOUNDS[0]).astype(jnp.int32) + (ratio > STATE_BOUNDS[1])
-    sums: Sums = {}
-    for name, value in values.items():
-        value = jnp.where(mask > 0, mask * value, 0.0)
-        sums[f"horizon/{name}"] = value.sum((0, 2))
-        sums[f"node/{name}"] = value.sum((0, 1))
-        sums[f"hour/{name}"] = jnp.sum(value.sum(2)[..., None] * at_hour, (0, 1))
-        sums[f"state/{name}"] = jnp.stack([jnp.where(state == s, value, 0.0).sum() for s in range(len(STATES))])
+    # All kinds in one array, so that there are four reductions to compile and not four per kind.
+    stacked = jnp.stack([jnp.asarray(value, jnp.float32) for value in values.values()])  # (V, B, P, N)
+    stacked = jnp.where(mask > 0, mask * stacked, 0.0)
+    by_step = stacked.sum(3)  # (V, B, P)
+    groups = {
+        "horizon": by_step.sum(1),
+        "node": stacked.sum((1, 2)),
+        "hour": jnp.sum(by_step[..., None] * at_hour, (1, 2)),
+        "state": jnp.where(state[..., None] == jnp.arange(len(STATES)), stacked[..., None], 0.0).sum((1, 2, 3)),
+    }
+    sums: Sums = {f"{group}/{name}": value[i] for group, value in groups.items() for i, name in enumerate(values)}
     if "pit" in forecast:
         sums["pit"] = metrics.histogram(forecast["pit"], mask, PIT_BINS, keep=(1,))
     if "p_congested" in forecast:
