@@ -7,6 +7,7 @@ target_mask (B, P, N) float32. Speeds are in the unit of the input.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +21,10 @@ from jaxtrain.data.traffic_graph_files import read_graph
 from jaxtrain.data.traffic_series import Series
 from jaxtrain.data.traffic_statistics import calendar, fill_causally, hold, training_statistics, weather_statistics
 from jaxtrain.data.traffic_synthetic import oracle, positions, world
+from jaxtrain.data.traffic_time import parse_stamp, show
 from jaxtrain.errors import UserError
 
-__all__ = ["DataConfig", "SyntheticConfig", "gather", "oracle", "splits"]
+__all__ = ["DataConfig", "SyntheticConfig", "gather", "inputs", "oracle", "splits"]
 MAX_NAMED = 3  # ids shown in a message
 
 
@@ -62,9 +64,43 @@ def splits(config: DataConfig, congestion_fraction: float) -> Splits:
         notes.append('split="windows": neighbouring splits share target rows; for comparison with published figures only')
 
     arrays = _arrays(series, config, statistics)
-    bound = functools.partial(gather, in_steps=config.in_steps, out_steps=config.out_steps)
-    train, valid, test = (Dataset(arrays, rows, bound) for rows in index)
+    train, valid, test = (_dataset(arrays, starts, config) for starts in index)
     return Splits(train, valid, test, statistics, notes=tuple(notes))
+
+
+def inputs(
+    config: DataConfig,
+    statistics: Statistics,
+    path: str,
+    weather_path: str = "",
+    origins: Sequence[str] = (),
+    allow_missing: bool = False,
+    labelled: bool = False,
+) -> Dataset:
+    """What a finished run reads: its config and statistics, and a file with at least T rows of its nodes.
+
+    origins: ISO times of the last input rows; the last row of the file by default. labelled: instead every window
+    whose targets lie in the file. allow_missing: nodes (and weather) that the file lacks count as unobserved. The
+    arrays go P rows beyond the end of the file, unobserved: the calendar of the forecast, target_mask 0 there; `time`
+    (R + P,) int64 holds local epoch seconds, an example starting at row t has its origin at row t + T - 1.
+    Files without times begin at `config.start`. Raises UserError where the file does not fit the run.
+    """
+    check_config(config)
+    series = _matched(read_series(replace(config, locations_path=""), path, weather_path), statistics, path, allow_missing)
+    rows, needed = len(series.time), config.window if labelled else config.in_steps
+    if rows < needed:
+        raise UserError(f"{path}: {rows} rows of {config.step_minutes:g} minutes, the run needs at least {needed}"
+                        f" ({config.in_steps} input steps{f' and {config.out_steps} targets' if labelled else ''})")  # fmt: skip
+    if labelled:
+        starts = np.arange(rows - config.window + 1)
+    else:
+        ends = [_origin_row(text, series.time, config, path) for text in origins] or [rows - 1]
+        starts = np.array(ends) - config.in_steps + 1
+    for start in starts if not labelled else ():
+        if not np.isfinite(series.speed[start : start + config.in_steps]).any():
+            raise UserError(f"{path}: no reading in the {config.in_steps} rows up to {show(series.time[start + config.in_steps - 1])}; "
+                            "choose another origin")  # fmt: skip
+    return _dataset(_arrays(_extended(series, config), config, statistics), starts, config)
 
 
 def gather(arrays: Arrays, rows: Any, *, in_steps: int, out_steps: int) -> Batch:
@@ -91,12 +127,64 @@ def _with_graph(series: Series, config: DataConfig) -> Series:
     return replace(series, weights=read_graph(config, series.ids, series.named))
 
 
+def _dataset(arrays: dict[str, np.ndarray], starts: np.ndarray, config: DataConfig) -> Dataset:
+    bound = functools.partial(gather, in_steps=config.in_steps, out_steps=config.out_steps)
+    return Dataset(arrays, starts[:, None].astype(np.int32), bound)
+
+
 def _embedded(config: DataConfig) -> Series:
     drawn = world(config.synthetic, config.step_minutes)
     nodes = config.synthetic.nodes
     ids = np.array([f"n{i:0{len(str(nodes - 1))}d}" for i in range(nodes)])
     weights = edge_weights(drawn.network.edges, nodes)
     return Series(drawn.time, drawn.speed, ids, True, weights, drawn.weather, positions(nodes))
+
+
+def _matched(series: Series, statistics: Statistics, path: str, allow_missing: bool) -> Series:
+    """The series in the run's node order (by id, or by position where one side has none), with weather if the run has it."""
+    known = [str(i) for i in statistics["node_ids"]]
+    if series.named and known != [str(i) for i in range(len(known))]:
+        place = {str(i): position for position, i in enumerate(series.ids)}
+        unknown = [i for i in place if i not in set(known)]
+        absent = [i for i in known if i not in place]
+        if unknown:
+            raise UserError(f"{path}: nodes the run has never seen: {_some(unknown)}; it expects {len(known)} nodes: {_some(known)}")
+        if absent and not allow_missing:
+            raise UserError(f"{path}: nodes of the run are absent: {_some(absent)}; add them, or pass --allow-missing to mask them")
+        speed = np.full((len(series.time), len(known)), np.nan, np.float32)
+        speed[:, [known.index(i) for i in place]] = series.speed
+    elif series.speed.shape[1] != len(known):
+        raise UserError(f"{path}: {series.speed.shape[1]} nodes, the run expects {len(known)}: {_some(known)}")
+    else:
+        speed = series.speed
+    weather = series.weather if "weather_mean" in statistics else None
+    if weather is None and "weather_mean" in statistics:
+        if not allow_missing:
+            raise UserError(f"{path}: the run uses weather and the file has none; give --weather FILE, or pass --allow-missing")
+        weather = np.full((len(speed), len(statistics["weather_mean"])), np.nan, np.float32)
+    return Series(series.time, speed, statistics["node_ids"], series.named, weather=weather)
+
+
+def _origin_row(text: str, time: np.ndarray, config: DataConfig, path: str) -> int:
+    seconds = parse_stamp(text, config.timezone, "--origin")
+    row = int(np.searchsorted(time, seconds))
+    if row == len(time) or time[row] != seconds:
+        raise UserError(f"{path}: no row at --origin {text}; rows go from {show(time[0])} to {show(time[-1])} "
+                        f"in steps of {config.step_minutes:g} minutes")  # fmt: skip
+    if row < config.in_steps - 1:
+        raise UserError(f"{path}: --origin {text} has {row + 1} rows up to it, the run needs {config.in_steps}")
+    return row
+
+
+def _extended(series: Series, config: DataConfig) -> Series:
+    """The series and P unobserved rows after it."""
+    more = config.out_steps
+    time = series.time[-1] + config.step_seconds * np.arange(1, more + 1)
+    speed = np.full((more, series.speed.shape[1]), np.nan, np.float32)
+    weather = series.weather
+    if weather is not None:
+        weather = np.concatenate([weather, np.full((more, weather.shape[1]), np.nan, np.float32)])
+    return replace(series, time=np.concatenate([series.time, time]), speed=np.concatenate([series.speed, speed]), weather=weather)
 
 
 def _arrays(series: Series, config: DataConfig, statistics: Statistics) -> dict[str, np.ndarray]:
@@ -138,7 +226,7 @@ def _split_rows(config: DataConfig, rows: int, where: str) -> tuple[int, list[np
     if short:
         raise UserError(f"{where}: {rows} rows are too few: {', '.join(short)}; "
                         "lower data.in_steps, data.out_steps or data.gap_steps, or change data.fractions")  # fmt: skip
-    return train_rows, [s[:, None] for s in starts]
+    return train_rows, starts
 
 
 def _windows_between(first: int, end: int, config: DataConfig) -> np.ndarray:
@@ -154,12 +242,12 @@ def _check_observed(series: Series, train_rows: int, index: list[np.ndarray], co
     if not len(train) or np.ptp(train) == 0:
         values = "no reading" if not len(train) else f"{len(train)} readings, all {train[0]:g}"
         raise UserError(f"{where}: training rows 0-{train_rows - 1} hold {values}; check data.null_value, data.start and data.fractions")
-    unseen = ~observed[:train_rows].any(axis=0)
+    unseen = ~np.any(observed[:train_rows], axis=0)
     if np.mean(unseen) > 0.5:
-        raise UserError(f"{where}: {unseen.sum()} of {len(unseen)} nodes are unobserved in the {train_rows} training rows "
+        raise UserError(f"{where}: {unseen.sum()} of {len(series.ids)} nodes are unobserved in the {train_rows} training rows "
                         f"({_some(series.ids[unseen])}); check data.null_value")  # fmt: skip
-    for name, rows in zip(("train", "valid", "test"), index, strict=True):
-        first, last = int(rows[0, 0]) + config.in_steps, int(rows[-1, 0]) + config.window
+    for name, starts in zip(("train", "valid", "test"), index, strict=True):
+        first, last = int(starts[0]) + config.in_steps, int(starts[-1]) + config.window
         if not observed[first:last].any():
             raise UserError(f"{where}: no reading among the targets of {name} (rows {first}-{last - 1}); change data.fractions")
 

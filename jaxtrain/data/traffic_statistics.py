@@ -39,24 +39,24 @@ def training_statistics(speed: np.ndarray, time: np.ndarray, config: DataConfig,
     days = Calendar.of(time, config.step_seconds)
     observed = np.isfinite(speed)
     mean, std = moments(speed, config.scale)
-    node_mean = _or_else(np.nansum(speed, axis=0), observed.sum(axis=0), np.mean(speed[observed]))
+    node_mean = _or_else(np.nansum(speed, axis=0), observed.sum(axis=0), float(np.mean(speed[observed])))
     free_flow = np.full(speed.shape[1], np.percentile(speed[observed], FREE_FLOW_PERCENTILE))
     for node in np.flatnonzero(observed.any(axis=0)):
         free_flow[node] = np.percentile(speed[observed[:, node], node], FREE_FLOW_PERCENTILE)
     reach = profile_reach(config.step_minutes)
     profile = day_profile(speed, days, config.slots, reach, node_mean)
     jammed = np.where(observed, speed < congestion_fraction * free_flow, np.nan)
-    jammed_mean = _or_else(np.nansum(jammed, axis=0), observed.sum(axis=0), np.mean(jammed[observed]))
+    jammed_mean = _or_else(np.nansum(jammed, axis=0), observed.sum(axis=0), float(np.mean(jammed[observed])))
     return {
-        "speed_mean": np.asarray(mean, np.float32),
-        "speed_std": np.asarray(std, np.float32),
+        "speed_mean": mean.astype(np.float32),
+        "speed_std": std.astype(np.float32),
         "profile": profile.astype(np.float32),
         "damping": damping(speed, days, config, node_mean).astype(np.float32),
         "free_flow": free_flow.astype(np.float32),
         "node_mean": node_mean.astype(np.float32),
         "congestion_frequency": day_profile(jammed, days, config.slots, reach, jammed_mean).astype(np.float32),
-        "step_minutes": np.float32(config.step_minutes),
-        "trained": observed.any(axis=0),
+        "step_minutes": np.asarray(config.step_minutes, np.float32),
+        "trained": np.asarray(observed.any(axis=0)),
     }
 
 
@@ -66,9 +66,9 @@ def moments(speed: np.ndarray, scale: str) -> tuple[np.ndarray, np.ndarray]:
     A node that was observed never, or always at one speed, takes the global pair.
     """
     observed = speed[np.isfinite(speed)]
-    mean, std = np.mean(observed), np.std(observed)
+    mean, std = float(np.mean(observed)), float(np.std(observed))
     if scale == "global":
-        return mean, std
+        return np.asarray(mean), np.asarray(std)
     count = np.isfinite(speed).sum(axis=0)
     node_mean = _or_else(np.nansum(speed, axis=0), count, mean)
     node_std = np.sqrt(_or_else(np.nansum((speed - node_mean) ** 2, axis=0), count, 0))

@@ -93,8 +93,8 @@ def on_grid(time: np.ndarray, values: np.ndarray, step_seconds: int, path: str, 
     wrong = np.flatnonzero(spacing % step_seconds)
     if len(wrong):
         row, fits = int(wrong[0]), math.gcd(*(int(s) for s in np.unique(spacing))) / 60
-        raise UserError(f"{path}: {label(row)} {show(time[row])} and {label(row + 1)} {show(time[row + 1])} are {spacing[row] / 60:g} "
-                        f"minutes apart, not a multiple of data.step_minutes={step_seconds / 60:g}; a step of {fits:g} would fit")  # fmt: skip
+        raise UserError(f"{path}: {label(row)} {show(time[row])} and {label(row + 1)} {show(time[row + 1])}: {spacing[row] / 60:g} minutes "
+                        f"is not a multiple of data.step_minutes={step_seconds / 60:g}; a step of {fits:g} would fit")  # fmt: skip
     full = span(time[0], time[-1], step_seconds)
     placed = np.full((len(full), *values.shape[1:]), np.nan, values.dtype)
     placed[(time - time[0]) // step_seconds] = values
