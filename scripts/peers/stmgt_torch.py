@@ -8,8 +8,9 @@ Two programs with the same weights and the same function:
     folded  the same modules with these loops folded: one GATv2Conv call per block over B*T graphs, one attention
             call per block over B*N sequences, windows sliced out of one tensor
 
-Where the earlier program could have been slower still (attention maps returned and thrown away, worker processes,
-training predictions kept for later), the cheaper way is taken: a speed-up measured against it is not flattered.
+Where the earlier program may have been slower still (attention maps returned and thrown away, text keys in the
+look-ups, training predictions kept, memory handed back to the kernel and fetched again in every step), the cheaper
+way is taken: a speed-up measured against it is not flattered.
 
     python scripts/peers/stmgt_torch.py --check WEIGHTS.npz IO.npz        recorded weights and outputs, both programs
     python scripts/peers/stmgt_torch.py --bench --batch 32 --steps 5      one JSON line per program and mode
@@ -20,6 +21,7 @@ Needs torch and torch_geometric; without them it prints one line and exits with 
 # pyright: reportMissingImports=false
 
 import argparse
+import ctypes
 import json
 import math
 import sys
@@ -175,7 +177,15 @@ class Network(nn.Module):
     """The recorded network; `program` says how its blocks loop. Parameter names are those of the recorded weights."""
 
     def __init__(
-        self, program: str, width: int, heads: int, blocks: int, components: int, out_steps: int, dropout: float = 0.2, drop_edge: float = 0.28
+        self,
+        program: str,
+        width: int,
+        heads: int,
+        blocks: int,
+        components: int,
+        out_steps: int,
+        dropout: float = 0.2,
+        drop_edge: float = 0.28,
     ) -> None:
         super().__init__()
         block = {"loops": LoopBlock, "folded": FoldedBlock}[program]
@@ -326,16 +336,23 @@ def restore(program: str, weights: Mapping[str, Tensor], heads: int, out_steps: 
     return network.eval()
 
 
+def first_window_activations(network: Network) -> list[Tensor]:
+    """A list that the next forward pass fills with every block's output (N, T, d) for the first window."""
+    activations: list[Tensor] = []
+    for block in network.st_blocks:
+        block.register_forward_hook(lambda _module, _inputs, output: activations.append(output[0].detach()))
+    return activations
+
+
 def check(weights_path: str, io_path: str) -> Iterator[dict[str, Any]]:
     """Largest differences between either program and the recorded arrays (activations, outputs, losses, gradient norms)."""
     weights, io = recorded(weights_path), recorded(io_path)
     heads = weights["st_blocks.0.gat.att"].shape[1]
-    batch = {"speed": io["x_traffic"][..., 0], "weather": io["x_weather"], "hour": io["hour"], "dow": io["dow"], "weekend": io["is_weekend"]}
+    sources = {"weather": "x_weather", "hour": "hour", "dow": "dow", "weekend": "is_weekend"}
+    batch = {"speed": io["x_traffic"][..., 0], **{name: io[source] for name, source in sources.items()}}
     for program in ("loops", "folded"):
         network = restore(program, weights, heads, io["y_target"].shape[2])
-        activations: list[Tensor] = []
-        for block in network.st_blocks:
-            block.register_forward_hook(lambda _module, _inputs, output: activations.append(output[0].detach()))
+        activations = first_window_activations(network)
         mixture = network(batch, io["edge_index"])
         total, nll, mse = mixture_loss(mixture, network.speed_normalizer(io["y_target"]), mse_weight=0.35)
         total.backward()
@@ -379,8 +396,21 @@ def step_times(network: Network, batches: Iterator[Batch], edges: Tensor, mode: 
     }
 
 
+def keep_freed_memory() -> bool:
+    """Ask glibc to keep freed blocks instead of handing them back to the kernel; False where there is no mallopt.
+
+    Tensors of 100 MB otherwise come as fresh pages in every step, which doubles the time of `folded`.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return False
+    top_pad, trim_threshold, mmap_max, arena_max = -2, -1, -4, -8  # malloc.h
+    return all([mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 1 << 29), mallopt(arena_max, 1)])
+
+
 def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """One measurement per program and mode, times in seconds per step (medians; `wall_s` with its range)."""
+    allocator = "keep" if options.allocator == "keep" and keep_freed_memory() else "default"
     torch.set_num_threads(options.threads)
     nodes, edges = road_graph(options)
     series = Series(edges, nodes, options.rows, options.seed)
@@ -409,6 +439,7 @@ def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "torch": torch.__version__,
                 "torch_geometric": torch_geometric.__version__,
                 "threads": torch.get_num_threads(),
+                "allocator": allocator,
             }
 
 
@@ -427,6 +458,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=2062, help="length of the series; 2,062 rows are 2,039 windows of 12 + 12")
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before the clock counts")
+    parser.add_argument("--allocator", choices=("keep", "default"), default="keep", help="keep freed memory (faster), or as glibc comes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
