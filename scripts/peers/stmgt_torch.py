@@ -27,6 +27,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 try:
@@ -455,13 +456,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--in-steps", type=int, default=12)
     parser.add_argument("--out-steps", type=int, default=12)
-    parser.add_argument("--rows", type=int, default=2062, help="length of the series; 2,062 rows are 2,039 windows of 12 + 12")
+    parser.add_argument("--rows", type=int, default=2062, help="length of the series (2,062 rows are 2,039 windows)")
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before the clock counts")
     parser.add_argument("--allocator", choices=("keep", "default"), default="keep", help="keep freed memory (faster), or as glibc comes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
+    for path in [*(options.check or ()), *([options.io] if options.io else ())]:
+        if not Path(path).is_file():
+            parser.error(f"no file {path}")
     if options.rows - options.in_steps - options.out_steps + 1 < options.batch:
         parser.error(f"--rows {options.rows} is too short for one batch of {options.batch} windows")
     if not options.io and options.edges > options.nodes * (options.nodes - 1):
