@@ -7,10 +7,10 @@ import timeit
 import jax
 import numpy as np
 import pytest
+from traffic_problem import config, readings, stamps, write_matrix
 
 from jaxtrain.data import traffic
 from jaxtrain.data.traffic_statistics import Calendar, damping, day_profile, fill_causally
-from tests.data.traffic_problem import config, readings, stamps, write_matrix
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,8 @@ def test_scale_per_node_falls_back_to_all_nodes(tmp_path):
 def test_notes_name_what_was_left_out(tmp_path):
     values = readings(200)
     values[:150, 1] = 0
-    made = traffic.splits(config(path=write_matrix(tmp_path / "a.csv", values, "east,west,north"), start="2024-01-01", split="windows"), 0.5)
+    path = write_matrix(tmp_path / "a.csv", values, "east,west,north")
+    made = traffic.splits(config(path=path, start="2024-01-01", split="windows"), 0.5)
     assert any("unobserved in training: west" in note for note in made.notes)
     assert any("no graph" in note for note in made.notes)
     assert any("share target rows" in note for note in made.notes)
