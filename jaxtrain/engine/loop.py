@@ -199,7 +199,7 @@ def train_phase(
 
     pending: tuple[int, int, Any] | None = None
     last_metric = ""
-    rate_meter = Meter(clock)
+    rate_meter = Meter(clock, step)
 
     def collect() -> None:
         """Fetch the logs of the call before, which is done or nearly so by now."""
@@ -226,7 +226,8 @@ def train_phase(
             evaluate_now = step > restored and ((step - standing.first_step) % eval_every == 0 or at_end)
             value = None
             if evaluate_now:
-                collect()
+                with clock.measure("step"):
+                    collect()
                 with clock.measure("eval"):
                     sums = program.scorer.model(program.valid, steps.weights(state), state.model_state)
                     scores = {f"valid/{k}": v for k, v in task.summarize(sums).items()}
@@ -243,7 +244,8 @@ def train_phase(
             stopping = stop.asked(step)
             regular_save = save_every and (step - standing.first_step) % save_every == 0 and step > restored
             if evaluate_now or regular_save or (stopping and step > restored):
-                collect()
+                with clock.measure("step"):
+                    collect()
                 with clock.measure("checkpoint"):
                     checkpoints.save(step, state, {"step": step, "phase": phase.name, "standing": asdict(standing)}, value)
             if at_end or standing.stopped or stopping:
@@ -253,8 +255,9 @@ def train_phase(
             if trace.at(step):
                 progress.say(f"profile written to {trace.folder} (view it with: xprof {trace.folder})")
             with clock.measure("input_wait"):
-                inputs = layout.put_local(program.feed.take(n, train.steps_per_call), 1)
+                batches = program.feed.take(n, train.steps_per_call)
             with clock.measure("step"), jax.profiler.StepTraceAnnotation("train", step_num=step):
+                inputs = layout.put_local(batches, 1)
                 state, logs = compiled(state, program.arrays, inputs, np.int32(n), np.float32(standing.plateau[0]), key)
                 collect()
             pending = (step, n, logs)
@@ -334,9 +337,10 @@ def next_boundary(step: int, end: int, per_call: int, first: int, eval_every: in
 class Meter:
     """Throughput of the loop outside compilation, evaluation and checkpoints."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock, self._step, self._busy = clock, None, 0.0
+    def __init__(self, clock: Clock, first_step: int) -> None:
+        self.clock, self._first, self._step = clock, first_step, None
         self._start_busy, self._start_wait = self._now()
+        self._busy = self._start_busy
 
     def _now(self) -> tuple[float, float]:
         return self.clock.seconds["step"] + self.clock.seconds["input_wait"], self.clock.seconds["input_wait"]
@@ -346,7 +350,7 @@ class Meter:
         busy, _ = self._now()
         before, self._step = self._step, step
         elapsed, self._busy = busy - self._busy, busy
-        return (step - before) * batch / elapsed if before is not None and elapsed > 0 else 0.0
+        return (step - (self._first if before is None else before)) * batch / max(elapsed, 1e-9)
 
     def wait_share(self) -> float:
         """Share of the loop's time that went into waiting for input."""

@@ -86,9 +86,20 @@ class Run:
     step: int
     eval_batch: int
 
-    def predict(self, **batch: Any) -> dict[str, np.ndarray]:
-        """Forecast for arrays named and shaped as in the task's batches; physical units."""
-        return {k: np.asarray(v) for k, v in jax.device_get(self.scorer._predict(self.params, self.model_state, batch)).items()}
+    def predict(self, *arrays: Any, **named: Any) -> dict[str, np.ndarray]:
+        """Forecast for arrays as in the task's batches, by name or in the order of `task.signature`; physical units.
+
+        None counts as not given; texts and booleans are options of the task's `predict`. Raises UserError when an
+        array is missing, unknown or fits no other in length.
+        """
+        given = {**dict(zip(self.task.signature, arrays, strict=False)), **named}
+        if len(arrays) > len(self.task.signature):
+            raise UserError(f"predict: at most {len(self.task.signature)} arrays without a name ({', '.join(self.task.signature)}), got {len(arrays)}")
+        given = {k: v for k, v in given.items() if v is not None}
+        options = {k: v for k, v in given.items() if isinstance(v, (bool, str))}
+        batch = self.task.complete({k: np.asarray(v) for k, v in given.items() if k not in options})
+        call = self.scorer.predict_call(**options)
+        return {k: np.asarray(v) for k, v in jax.device_get(call(self.params, self.model_state, batch)).items()}
 
     def forecast(self, dataset: Dataset) -> dict[str, np.ndarray]:
         """Forecast for every row of a dataset, in order, with the gathered inputs beside it."""

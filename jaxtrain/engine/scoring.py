@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -46,7 +46,7 @@ class Source:
         return replace(self, dataset=Dataset(self.dataset.arrays, index, self.dataset.gather))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scorer:
     """The compiled scoring programs of one task and model."""
 
@@ -68,9 +68,10 @@ class Scorer:
     def _forecast(self) -> Callable[[Forecast, Any], Sums]:
         return steps.forecast_score_call(self.task)
 
-    @cached_property
-    def _predict(self) -> Callable[..., Forecast]:
-        return steps.predict_call(self.task, self.template)
+    @cache  # noqa: B019 a scorer lives as long as its run
+    def predict_call(self, **options: Any) -> Callable[..., Forecast]:
+        """Compiled prediction with these options of the task."""
+        return steps.predict_call(self.task, self.template, **options)
 
     def model(self, source: Source, params: Params, model_state: Params) -> HostSums:
         """Sums of the model over the whole dataset, float64."""
@@ -80,10 +81,13 @@ class Scorer:
         """Sums of every naive forecast over the whole dataset."""
         return nested_total(self._naive(source.arrays, batch) for batch in source.batches())
 
+    def oracle_every(self, source: Source) -> int:
+        """The oracle speaks for one of so many examples."""
+        return max(1, -(-len(source.dataset) // ORACLE_EXAMPLES))
+
     def oracle(self, source: Source, params: Params, model_state: Params) -> dict[str, HostSums] | None:
         """Sums of model, naive forecasts and oracle on an even sample of the same examples; None without an oracle."""
-        every = max(1, -(-len(source.dataset) // ORACLE_EXAMPLES))
-        sample = source.subset(every)
+        sample = source.subset(self.oracle_every(source))
         batches = []
         for rows, mask in padded_rows(sample.dataset.index, min(source.batch, 32)):
             forecasts = self.task.oracle(rows)
@@ -96,11 +100,13 @@ class Scorer:
     def predict(self, dataset: Dataset, params: Params, model_state: Params, batch: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
         """rows (B, k) -> forecast and gathered batch as NumPy arrays, for any B (computed in padded batches)."""
 
+        call = self.predict_call()
+
         def run(rows: np.ndarray) -> dict[str, np.ndarray]:
             parts = []
             for padded, mask in padded_rows(rows, batch):
                 inputs = dict(dataset.gather(dataset.arrays, padded))
-                forecast = jax.device_get(self._predict(params, model_state, inputs))
+                forecast = jax.device_get(call(params, model_state, inputs))
                 count = int(mask.sum())
                 parts.append({k: np.asarray(v)[:count] for k, v in {**inputs, **forecast}.items()})
             return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}

@@ -163,10 +163,10 @@ def forecast_score_call(task: Task) -> Callable[[Forecast, Batch], Sums]:
     return jax.jit(task.score_forecast)
 
 
-def predict_call(task: Task, template: Template) -> Callable[..., Forecast]:
-    """Jitted `(params, model_state, batch) -> forecast` in physical units."""
+def predict_call(task: Task, template: Template, **options: Any) -> Callable[..., Forecast]:
+    """Jitted `(params, model_state, batch) -> forecast` in physical units; options go to the task's `predict`."""
 
     def call(params: Params, model_state: Params, batch: Batch) -> Forecast:
-        return task.predict(template.join(params, model_state, training=False), batch)
+        return task.predict(template.join(params, model_state, training=False), batch, **options)
 
     return jax.jit(call)

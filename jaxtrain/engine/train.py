@@ -1,6 +1,7 @@
 """One run from config to summary: check, train every phase, test the best weights, write what was found."""
 
 import importlib.metadata
+import json
 import sys
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ import jax
 from jaxtrain.data.dataset import Dataset, Splits
 from jaxtrain.engine import config as configs
 from jaxtrain.engine import profile, report
-from jaxtrain.engine.checkpoint import Checkpoints
+from jaxtrain.engine.checkpoint import Checkpoints, check_leaves
 from jaxtrain.engine.loop import Clock, Result, Stop, build_model, monitored, place, train_phase
 from jaxtrain.engine.run import CONFIG, SUMMARY, checkpoint_folder, make_task, open_run, read_config, save_statistics
 from jaxtrain.engine.scoring import HostSums, Scorer, Source, skill
@@ -97,8 +98,6 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
 def check_folder(values: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
     """The summary of a finished run, None where there is something to do; refuses a folder of another config."""
-    import json
-
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: is a file; name a folder")
     if not (workdir / CONFIG).exists():
@@ -106,7 +105,8 @@ def check_folder(values: Mapping[str, Any], workdir: Path) -> dict[str, Any] | N
             raise UserError(f"--workdir {workdir}: is not empty and holds no {CONFIG}; name a new folder")
         return None
     old = read_config(workdir)
-    names = configs.differences(old, json.loads(json.dumps(values)))
+    # What a run shows and traces changes no result, so it may change between calls.
+    names = [n for n in configs.differences(old, json.loads(json.dumps(values))) if not n.startswith(("report.", "profile."))]
     if names:
         raise UserError(f"--workdir {workdir}: belongs to a run with another config ({', '.join(names)} differ); use another folder, or its config: --config {workdir / CONFIG}")
     try:
@@ -157,8 +157,6 @@ def initial_weights(values: Mapping[str, Any], task: Task, phase: configs.Phase)
     """Weights of the run that `init_from` names, compared leaf by leaf with this config's model."""
     if not values["init_from"]:
         return None
-    from jaxtrain.engine.checkpoint import check_leaves
-
     other = open_run(values["init_from"])
     _, wanted, _ = build_model(task, phase.engine.train.precision)
     check_leaves(f"config.init_from {values['init_from']}", wanted, other.params)
@@ -209,7 +207,7 @@ def scored(task: Task, scorer: Scorer, source: Source, sums: Mapping[str, HostSu
     if oracle and jax.process_count() == 1:
         sampled = scorer.oracle(source, params, model_state)
         if sampled is not None:
-            result["oracle"] = {"every": -(-len(source.dataset) // 160), "scores": task.summarize(sampled["oracle"])}
+            result["oracle"] = {"every": scorer.oracle_every(source), "scores": task.summarize(sampled["oracle"])}
             result["skill"] = skill(task, sampled)
     return result
 
@@ -236,11 +234,11 @@ def render(summary: Mapping[str, Any]) -> str:
     ordered = sorted(naive, key=lambda n: naive[n].get(key) if naive[n].get(key) is not None else float("inf"))
     rows = {"model": summary["test"], **{name: naive[name] for name in ordered}}
     if "oracle" in summary:
-        rows[f"oracle (every {summary['oracle']['every']}th)"] = summary["oracle"]["scores"]
+        rows[f"oracle (1 of {summary['oracle']['every']})"] = summary["oracle"]["scores"]
     text = report.score_table(f"test, {summary['examples']['test']:,} examples", rows, summary["headline"])
     if summary.get("skill"):
         s = summary["skill"]
-        text += f"\nskill {s['skill']:.2f} on every {summary['oracle']['every']}th: model {s['model']:.3f}, best naive {s['naive']:.3f}, oracle {s['oracle']:.3f}"
+        text += f"\nskill {s['skill']:.2f} on 1 of {summary['oracle']['every']} examples: model {s['model']:.3f}, best naive {s['naive']:.3f}, oracle {s['oracle']:.3f}"
     return text + "".join(f"\nnote: {note}" for note in summary["notes"])
 
 

@@ -82,8 +82,14 @@ class Task(abc.ABC):
         raise NotImplementedError
 
     def predict(self, model: nnx.Module, batch: Batch) -> Forecast:
-        """Physical units, with uncertainty where the model has it. The batch may lack targets."""
+        """Physical units, with uncertainty where the model has it. The batch may lack targets; a task may add options."""
         raise NotImplementedError
+
+    signature: tuple[str, ...] = ()  # names of the arrays that `Run.predict` takes without a name
+
+    def complete(self, batch: Batch) -> Batch:
+        """Check arrays given by hand to `Run.predict` and add what follows from them. Raises UserError."""
+        return batch
 
     # On the host ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,74 @@
+"""Restore a run and forecast: python -m jaxtrain.predict --workdir runs/x --input FILE --output FILE.parquet|.csv|.npz
+
+Needs the run folder alone, never the training data. `--option key=value` passes what the task offers (see README).
+"""
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtrain import cli
+from jaxtrain.errors import UserError
+
+SUFFIXES = (".parquet", ".csv", ".npz")
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser("python -m jaxtrain.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workdir", type=Path, required=True, help="a run folder of jaxtrain.main")
+    parser.add_argument("--input", required=True, help="file to forecast from, in any layout that the task trains on")
+    parser.add_argument("--output", type=Path, required=True, help=f"file to write ({', '.join(SUFFIXES)})")
+    parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="what the task offers, repeatable")
+    arguments = parser.parse_args(argv)
+    options = cli.options(arguments.option)
+    check_output(arguments.output)
+    if not arguments.workdir.is_dir():
+        raise UserError(f"--workdir {arguments.workdir}: no such folder")
+
+    from jaxtrain.engine.run import open_run
+    from jaxtrain.engine.start import start_jax
+
+    start_jax()
+    run = open_run(arguments.workdir)
+    dataset = run.task.inputs(arguments.input, options)
+    if len(dataset) == 0:
+        raise UserError(f"{arguments.input}: holds no example to forecast from")
+    columns = run.task.table(dataset, run.forecast(dataset), options)
+    write_table(arguments.output, columns)
+    rows = len(next(iter(columns.values())))
+    print(f"{arguments.output}: {rows:,} rows from {len(dataset):,} example{'s' if len(dataset) > 1 else ''} with step {run.step} of {arguments.workdir}")
+    return 0
+
+
+def check_output(path: Path) -> None:
+    """A known suffix in a folder that exists, before any work is done."""
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"--output {path}: unknown suffix {path.suffix!r}; known are {', '.join(SUFFIXES)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"--output {path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Whole or not at all: a temporary file beside it, then a rename."""
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        if path.suffix == ".npz":
+            import numpy as np
+
+            np.savez_compressed(temporary, **columns)
+        else:
+            import pyarrow
+            import pyarrow.csv
+            import pyarrow.parquet
+
+            table = pyarrow.table(dict(columns))
+            pyarrow.parquet.write_table(table, temporary) if path.suffix == ".parquet" else pyarrow.csv.write_csv(table, temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)
