@@ -3,6 +3,7 @@
 import io
 import pickle
 import struct
+from typing import Any
 
 import h5py
 import numpy as np
@@ -159,10 +160,13 @@ def test_weight_matrices_and_pickles_match_by_id(tmp_path):
         np.testing.assert_allclose(read_graph(config(graph_path=str(tmp_path / name)), IDS, True), WEIGHTS, rtol=1e-6)
 
 
-class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined]
+PurePickler: Any = pickle._Pickler  # type: ignore[attr-defined]
+
+
+class Python2Pickler(PurePickler):
     """Writes bytes as Python 2 wrote its strings."""
 
-    dispatch = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch = dict(PurePickler.dispatch)
 
     def save_bytes(self, value: bytes) -> None:
         self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
