@@ -7,7 +7,7 @@ temporal attention and the readout alike.
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtrain.errors import UserError
 from jaxtrain.nn import mixture as mixtures
 from jaxtrain.nn.attention import MultiHeadAttention
+from jaxtrain.nn.dropout import Dropout
 from jaxtrain.nn.graph import Buffer, GATv2, Graph, GraphAttention, PairBias, table_graph
 from jaxtrain.nn.mixture import Mixture
 
@@ -109,7 +110,7 @@ class Block(nnx.Module):
         self.norm_temporal = _norm(d, dtype, rngs)
         self.norm_ffn = _norm(d, dtype, rngs)
         self.norm_fusion = _norm(d, dtype, rngs)
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def __call__(self, x: jax.Array, graph: Graph, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, jax.Array]:
         """The fused activations, and the gate's mean () (1 = all spatial)."""
@@ -162,7 +163,7 @@ class Weather(nnx.Module):
         self.inputs = nnx.Linear(3, config.width, dtype=dtype, rngs=rngs)
         self.attention = MultiHeadAttention(config.width, config.heads, config.dropout, dtype=dtype, rngs=rngs)
         self.norm = _norm(config.width, dtype, rngs)
-        self.dropout = nnx.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def __call__(self, x: jax.Array, weather: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
@@ -317,7 +318,7 @@ def _table(shape: tuple[int, ...], rngs: nnx.Rngs) -> nnx.Param:
     return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape))
 
 
-def _head_bias(out_steps: int, components: int) -> nnx.initializers.Initializer:
+def _head_bias(out_steps: int, components: int) -> Callable[..., jax.Array]:
     """Components spread over one unit, sigma 0.5, equal weights."""
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32, out_sharding: Any = None) -> jax.Array:

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxtrain.nn.dropout import Dropout
+
 
 class MultiHeadAttention(nnx.Module):
     """Scaled dot-product attention, (..., Q, d) over (..., S, d) -> (..., Q, d); no mask.
@@ -17,7 +19,7 @@ class MultiHeadAttention(nnx.Module):
         self.heads = heads
         self.inputs = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
         self.output = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def __call__(self, x: jax.Array, memory: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
         """x (..., Q, d); memory (..., S, d), by default x itself."""
@@ -25,14 +27,17 @@ class MultiHeadAttention(nnx.Module):
         if memory is None:
             parts = jnp.split(self.inputs(x), 3, axis=-1)
         else:
-            kernel, bias = self.inputs.kernel[...], self.inputs.bias[...]
-            dtype = self.inputs.dtype
-            query = x.astype(dtype) @ kernel[:, :width].astype(dtype) + bias[:width].astype(dtype)
-            both = memory.astype(dtype) @ kernel[:, width:].astype(dtype) + bias[width:].astype(dtype)
-            parts = [query, *jnp.split(both, 2, axis=-1)]
+            parts = [self._map(x, 0, width), *jnp.split(self._map(memory, width, 3 * width), 2, axis=-1)]
         q, k, v = (part.reshape(*part.shape[:-1], self.heads, -1) for part in parts)
         scores = jnp.einsum("...qhc,...shc->...hqs", q, k, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(scores / math.sqrt(width // self.heads), axis=-1)
         weights = self.dropout(weights.astype(v.dtype), rngs=rngs)
         mixed = jnp.einsum("...hqs,...shc->...qhc", weights, v)
         return self.output(mixed.reshape(x.shape))
+
+    def _map(self, x: jax.Array, first: int, last: int) -> jax.Array:
+        """Columns first..last of the input map."""
+        assert self.inputs.bias is not None
+        dtype = self.inputs.dtype
+        kernel, bias = self.inputs.kernel[:, first:last], self.inputs.bias[first:last]
+        return x.astype(dtype) @ kernel.astype(dtype) + bias.astype(dtype)
