@@ -23,6 +23,7 @@ from jaxtrain.models import stmgt as network
 from jaxtrain.nn import mixture as mixtures
 from jaxtrain.nn.mixture import Mixture
 from jaxtrain.tasks import stmgt_scores as scores
+from jaxtrain.tasks import stmgt_serving as serving
 from jaxtrain.tasks import task as contract
 from jaxtrain.tasks.task import Forecast, Sums
 
@@ -111,7 +112,7 @@ def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None)
     config = Config(**{name: section(cls, sections[name], name) for name, cls in SECTIONS.items()})
     horizons = _horizon_steps(config)
     headline = (*(f"mae/{name}" for name in horizons), "mae", "rmse", "mape", "crps", "coverage_80")
-    return Task(config, dict(statistics or {}), headline)
+    return Task(config, dict(statistics or {}), headline=headline)
 
 
 def _horizon_steps(config: Config) -> dict[str, int]:
@@ -132,6 +133,7 @@ class Task(contract.Task):
     """STMGT. `statistics` is what `jaxtrain.data.traffic` computes from the training split."""
 
     config: Config
+    signature: tuple[str, ...] = ("speed", "slot", "dow", "weather")
 
     # Data ----------------------------------------------------------------------------------------------
 
@@ -318,51 +320,21 @@ class Task(contract.Task):
     # What people read ----------------------------------------------------------------------------------
 
     def table(self, dataset: Dataset, forecast: Mapping[str, np.ndarray], options: Mapping[str, str]) -> dict[str, np.ndarray]:
-        """One row per origin, horizon and node, in this order; nodes without any reading in training are left out.
+        """The long table of `stmgt_serving.table`; the option `components` adds the mixture."""
+        components = _switch(options, "components")
+        return serving.table(self.config.data, self.config.score.quantiles, self.statistics, dataset, forecast, components=components)
 
-        origin, time (datetime64[s], local), horizon_minutes, node (or node_a_id, node_b_id), median, mean, std, q05 ...,
-        p_congested, last, damped; with the option `components` also weight_k, mean_k, std_k; unit names the speeds' unit.
-        """
-        data = self.config.data
-        origin = np.asarray(dataset.arrays["time"])[dataset.index[:, 0] + data.in_steps - 1]  # (B,) epoch seconds
-        trained = np.flatnonzero(self.statistics["trained"])
-        shape = (len(origin), data.out_steps, len(trained))
-        ahead = np.arange(1, data.out_steps + 1) * data.step_minutes
-
-        def column(values: np.ndarray, axis: int) -> np.ndarray:
-            return np.broadcast_to(np.expand_dims(values, [a for a in range(3) if a != axis]), shape).ravel()
-
-        def cells(values: np.ndarray) -> np.ndarray:
-            return np.asarray(values)[:, :, trained].ravel()
-
-        time = (origin[:, None] + np.round(ahead * 60).astype(np.int64)).astype("datetime64[s]")
-        columns = {
-            "origin": column(origin.astype("datetime64[s]"), 0),
-            "time": np.broadcast_to(time[:, :, None], shape).ravel(),
-            "horizon_minutes": column(ahead.astype(np.int64) if np.all(ahead % 1 == 0) else ahead, 1),
-        }
-        if "node_pairs" in self.statistics:
-            pairs = self.statistics["node_pairs"][trained]
-            columns |= {"node_a_id": column(pairs[:, 0], 2), "node_b_id": column(pairs[:, 1], 2)}
-        else:
-            columns["node"] = column(self.statistics["node_ids"][trained], 2)
-        columns |= {name: cells(forecast[name]) for name in ("median", "mean", "std")}
-        for k, level in enumerate(self.config.score.quantiles):
-            if level != 0.5:
-                columns[_quantile_name(level)] = cells(forecast["quantiles"][..., k])
-        columns |= {name: cells(forecast[name]) for name in ("p_congested", "last", "damped")}
-        if _switch(options, "components"):
-            for k in range(forecast["component_mean"].shape[-1]):
-                columns |= {f"{name}_{k}": cells(forecast[f"component_{name}"][..., k]) for name in ("weight", "mean", "std")}
-        columns["unit"] = np.full(columns["median"].shape, data.unit)
-        return columns
+    def complete(self, batch: Batch) -> Batch:
+        """Arrays given by hand, checked and filled; see `stmgt_serving.complete`."""
+        return serving.complete(self.config.data, self.statistics, batch)
 
     def figures(self, predict: Callable[[np.ndarray], dict[str, np.ndarray]], dataset: Dataset,
                 sums: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:  # fmt: skip
         """{name: matplotlib figure}: forecasts of three nodes, error by horizon and hour, gain by place, calibration, an incident."""
         from jaxtrain.tasks import stmgt_figures
 
-        return stmgt_figures.draw(self.config.data, self.config.score, self.statistics, predict, dataset, sums)
+        horizons = _horizon_steps(self.config)
+        return stmgt_figures.draw(self.config.data, horizons, self.config.score.quantiles, self.statistics, predict, dataset, sums)
 
     def flops_per_example(self) -> float | None:
         """Forward and backward (three times forward) of one window."""
@@ -373,12 +345,6 @@ class Task(contract.Task):
             self.config.model, len(mask), data.in_steps, data.out_steps, int(mask.sum()), weather="weather_mean" in self.statistics
         )
         return 3 * forward
-
-
-def _quantile_name(level: float) -> str:
-    """q05, q95; q02.5 for levels between whole percents."""
-    whole, point, rest = f"{100 * level:g}".partition(".")
-    return f"q{whole.zfill(2)}{point}{rest}"
 
 
 def _switch(options: Mapping[str, str], name: str) -> bool:

@@ -1,0 +1,100 @@
+"""The traffic figures show the numbers they were given."""
+
+import io
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from jaxtrain.data.dataset import Dataset, padded_rows
+from jaxtrain.engine import config as configs
+from jaxtrain.tasks import stmgt_figures
+from jaxtrain.tasks.stmgt import make_task
+
+pytest.importorskip("matplotlib")
+CONFIG = Path(__file__).parents[2] / "configs" / "stmgt.py"
+NAMES = {"forecasts", "incident", "mae_by_horizon", "mae_by_hour", "calibration", "gain"}
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """(figures, task, sums, rows asked of the model) of an untrained shrunk model on every 8th test window."""
+    task = make_task(configs.task_sections(configs.load(f"{CONFIG}:smoke", {})))
+    splits = task.splits()
+    task = task.with_statistics(splits.statistics)
+    dataset = Dataset(splits.test.arrays, splits.test.index[::8], splits.test.gather)
+    graph, state = nnx.split(nnx.view(task.build(nnx.Rngs(0)), deterministic=True))
+    call = jax.jit(lambda batch: task.predict(nnx.merge(graph, state), batch))
+    asked = []
+
+    def predict(rows):
+        asked.append(rows)
+        (padded, mask), = padded_rows(rows, 64)
+        inputs = dataset.gather(dataset.arrays, padded)
+        return {name: np.asarray(value)[: len(rows)] for name, value in {**inputs, **call(inputs)}.items()}
+
+    batch = {**dataset.gather(dataset.arrays, dataset.index), "mask": np.ones(len(dataset), np.float32)}
+    scored = {"model": jax.jit(lambda b: task.score(nnx.merge(graph, state), b))(batch)}
+    scored |= {name: task.score_forecast(forecast, batch) for name, forecast in task.naive(batch).items()}
+    sums = {name: {k: np.asarray(v, np.float64) for k, v in part.items()} for name, part in scored.items()}
+    return task.figures(predict, dataset, sums), task, sums, np.concatenate(asked)
+
+
+def line(axis, label):
+    return next(found for found in axis.get_lines() if found.get_label() == label)
+
+
+def test_every_figure_is_drawn_and_can_be_saved(drawn):
+    figures = drawn[0]
+    assert set(figures) == NAMES
+    for figure in figures.values():
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=40)
+        assert file.getvalue().startswith(b"\x89PNG")
+
+
+def test_error_lines_are_the_sums_divided(drawn):
+    figures, _, sums, _ = drawn
+    for name in ("model", "damped", "last", "tod"):
+        part = sums[name]
+        shown = line(figures["mae_by_horizon"].axes[0], name)
+        np.testing.assert_allclose(shown.get_ydata(), part["horizon/abs"] / part["horizon/n"])
+        np.testing.assert_array_equal(shown.get_xdata(), [5, 10, 15, 20])
+        hourly = np.asarray(line(figures["mae_by_hour"].axes[0], name).get_ydata())
+        counted = part["hour/n"] > 0
+        np.testing.assert_allclose(hourly[counted], part["hour/abs"][counted] / part["hour/n"][counted])
+        assert np.isnan(hourly[~counted]).all()
+
+
+def test_forecast_lines_stand_at_the_time_of_their_targets(drawn):
+    figures, task, _, rows = drawn
+    axis = figures["forecasts"].axes[0]
+    step = 3  # the middle one of the two horizons, 20 minutes
+    seen, median = line(axis, "observed"), line(axis, "model, median")
+    targets = rows[:, 0] + task.config.data.in_steps + step
+    start = np.datetime64("2026-01-01T00:00", "s")
+    np.testing.assert_array_equal(median.get_xdata(orig=True), start + targets * np.timedelta64(300, "s"))
+    node = str(axis.get_title(loc="left")).removeprefix("node ")
+    assert node in task.statistics["node_ids"]
+    series = task.splits().test.arrays
+    index = list(task.statistics["node_ids"]).index(node)
+    values = np.where(series["observed"], series["speed"], np.nan)[targets.min() : targets.max() + 1, index]
+    np.testing.assert_array_equal(seen.get_ydata(), values)
+
+
+def test_gain_colours_are_the_saved_error(drawn):
+    figures, _, sums, _ = drawn
+    expected = 100 * (1 - sums["model"]["node/abs"] / sums["damped"]["node/abs"])
+    np.testing.assert_allclose(figures["gain"].axes[0].collections[-1].get_array(), expected)
+
+
+def test_graph_without_positions_is_laid_out_with_neighbours_close():
+    ring = np.zeros((12, 12))
+    ring[np.arange(12), (np.arange(12) + 1) % 12] = 1
+    linked = np.maximum(ring, ring.T)
+    place = stmgt_figures._spring_layout(linked)
+    distance = np.linalg.norm(place[:, None] - place[None], axis=-1)
+    assert np.isfinite(place).all()
+    assert distance[linked > 0].mean() < 0.6 * distance[(linked == 0) & ~np.eye(12, dtype=bool)].mean()
