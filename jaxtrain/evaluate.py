@@ -12,7 +12,9 @@ from jaxtrain.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("python -m jaxtrain.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m jaxtrain.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="a run folder of jaxtrain.main")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--split", default="test", help="train, valid, test, or another split of the task (default: test)")

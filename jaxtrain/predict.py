@@ -16,7 +16,9 @@ SUFFIXES = (".parquet", ".csv", ".npz")
 
 
 def main(argv: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser("python -m jaxtrain.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m jaxtrain.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="a run folder of jaxtrain.main")
     parser.add_argument("--input", required=True, help="file to forecast from, in any layout that the task trains on")
     parser.add_argument("--output", type=Path, required=True, help=f"file to write ({', '.join(SUFFIXES)})")
@@ -38,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     columns = run.task.table(dataset, run.forecast(dataset), options)
     write_table(arguments.output, columns)
     rows = len(next(iter(columns.values())))
-    print(f"{arguments.output}: {rows:,} rows from {len(dataset):,} example{'s' if len(dataset) > 1 else ''} with step {run.step} of {arguments.workdir}")
+    examples = f"{len(dataset):,} example{'s' if len(dataset) > 1 else ''}"
+    print(f"{arguments.output}: {rows:,} rows from {examples} with step {run.step} of {arguments.workdir}")
     return 0
 
 

@@ -39,7 +39,11 @@ class Checkpoints:
             cleanup_tmp_directories=not read_only, enable_async_checkpointing=True,
         )  # fmt: skip
         # Named handlers, so that a manager which has saved nothing yet can read an item's metadata too.
-        handlers = {"params": ocp.StandardCheckpointHandler(), "state": ocp.StandardCheckpointHandler(), "meta": ocp.JsonCheckpointHandler()}
+        handlers = {
+            "params": ocp.StandardCheckpointHandler(),
+            "state": ocp.StandardCheckpointHandler(),
+            "meta": ocp.JsonCheckpointHandler(),
+        }
         self._manager = ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers)
 
     def latest(self) -> int | None:
@@ -92,7 +96,9 @@ class Checkpoints:
         check_leaves(f"checkpoint {self.folder / str(step)}", served, metadata.params)
         check_leaves(f"checkpoint {self.folder / str(step)}", resumed, metadata.state)
         read = self._read(step, ocp.args.Composite(params=ocp.args.StandardRestore(served), state=ocp.args.StandardRestore(resumed)))
-        return TrainState(read.state["step"], read.params["params"], read.params["model_state"], read.state["opt_state"], read.params["ema"])
+        return TrainState(
+            read.state["step"], read.params["params"], read.params["model_state"], read.state["opt_state"], read.params["ema"]
+        )
 
     def restore_weights(self, step: int, params: Params, model_state: Params, *, sharding: Any = None) -> tuple[Params, Params]:
         """(weights to serve, model state) without the optimizer: the averaged weights where the run kept them.
@@ -102,7 +108,11 @@ class Checkpoints:
         found = self._metadata(step).params
         averaged = bool(found["ema"])
         sharding = sharding or SingleDeviceSharding(jax.devices()[0])
-        stored = params if not averaged else {k: jax.ShapeDtypeStruct(found["params"][k].shape, found["params"][k].dtype) for k in found["params"]}
+        stored = (
+            params
+            if not averaged
+            else {k: jax.ShapeDtypeStruct(found["params"][k].shape, found["params"][k].dtype) for k in found["params"]}
+        )
         wanted = {"params": stored, "model_state": model_state, "ema": params if averaged else {}}
         target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), wanted)
         check_leaves(f"checkpoint {self.folder / str(step)}", target, found)
@@ -131,8 +141,10 @@ class Checkpoints:
 
     def _write_failed(self, step: int | None, error: Exception) -> UserError:
         what = f"step {step}" if step is not None else "the last save"
-        return UserError(f"checkpoints {self.folder}: {what} could not be written ({_first_line(error)}); "
-                         f"make room and repeat the command, it goes on from step {self.latest()}")
+        return UserError(
+            f"checkpoints {self.folder}: {what} could not be written ({_first_line(error)}); "
+            f"make room and repeat the command, it goes on from step {self.latest()}"
+        )
 
 
 def _served(state: TrainState) -> dict[str, Params]:

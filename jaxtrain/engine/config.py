@@ -130,7 +130,7 @@ def duration(text: str, steps_per_epoch: float, where: str) -> int:
     """Optimizer steps of "10ep" (epochs, fractions allowed) or "500st" (steps)."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st)", text)
     if match is None:
-        raise UserError(f"config.{where}: {text!r} is not a duration; write epochs as \"10ep\" or steps as \"500st\"")
+        raise UserError(f'config.{where}: {text!r} is not a duration; write epochs as "10ep" or steps as "500st"')
     return round(float(match[1]) * (steps_per_epoch if match[2] == "ep" else 1))
 
 
@@ -230,15 +230,22 @@ def engine_config(values: Mapping[str, Any]) -> Engine:
     if train.batch % train.accumulate:
         raise UserError(f"config.train.accumulate: {train.accumulate} micro-batches do not divide train.batch {train.batch}")
     if train.workers != "auto" and not train.workers.isdigit():
-        raise UserError(f"config.train.workers: {train.workers!r} is neither \"auto\" nor a number")
+        raise UserError(f'config.train.workers: {train.workers!r} is neither "auto" nor a number')
     if not 0 <= train.ema < 1:
         raise UserError(f"config.train.ema: must lie in [0, 1), got {train.ema}")
     if len(optimizer.betas) != 2 or not all(0 <= b < 1 for b in optimizer.betas):
         raise UserError(f"config.optimizer.betas: expected two numbers in [0, 1), got {optimizer.betas}")
     if train.monitor and "/" not in train.monitor:
-        raise UserError(f"config.train.monitor: {train.monitor!r} names no split; write it as \"valid/{train.monitor}\"")
-    for name, key in (("train", "duration"), ("optimizer", "warmup"), ("optimizer", "decay"), ("optimizer", "restart_period"),
-                      ("eval", "every"), ("checkpoint", "every"), ("report", "log_every")):
+        raise UserError(f'config.train.monitor: {train.monitor!r} names no split; write it as "valid/{train.monitor}"')
+    for name, key in (
+        ("train", "duration"),
+        ("optimizer", "warmup"),
+        ("optimizer", "decay"),
+        ("optimizer", "restart_period"),
+        ("eval", "every"),
+        ("checkpoint", "every"),
+        ("report", "log_every"),
+    ):
         duration(getattr(built[name], key), 1.0, f"{name}.{key}")
     for name, key in (("train", "duration"), ("eval", "every")):
         if duration(getattr(built[name], key), 1e9, f"{name}.{key}") < 1:
@@ -265,7 +272,9 @@ def phases(values: Mapping[str, Any]) -> list[Phase]:
             if key == "model":
                 raise UserError(f"config.{where}.model: a phase carries the weights over, so it cannot change the model")
             if not isinstance(merged.get(key), dict) or not isinstance(part, Mapping):
-                raise UserError(f"config.{where}.{key}: unknown section{nearest(key, [k for k, v in merged.items() if isinstance(v, dict)])}")
+                raise UserError(
+                    f"config.{where}.{key}: unknown section{nearest(key, [k for k, v in merged.items() if isinstance(v, dict)])}"
+                )
             _merge(merged[key], part, f"{where}.{key}")
         carry = override.get("carry", "best")
         if carry not in ("best", "last", "none"):
@@ -305,7 +314,9 @@ def load(argument: str, overrides: Mapping[str, str]) -> dict[str, Any]:
             raise UserError(f"config file {path_text}: not valid JSON ({error})") from None
         known = engine_defaults()
         if not isinstance(values, dict) or (missing := [k for k in known if k not in values]):
-            raise UserError(f"config file {path_text}: not a resolved config (missing {', '.join(missing) if isinstance(values, dict) else 'all keys'})")
+            raise UserError(
+                f"config file {path_text}: not a resolved config (missing {', '.join(missing) if isinstance(values, dict) else 'all keys'})"
+            )
     else:
         values = _from_python(path, preset or "default")
     for key, text in overrides.items():
@@ -369,8 +380,11 @@ def _literal(text: str, default: Any, key: str) -> Any:
         value = list(value)
     fits = (
         default is None
-        or isinstance(default, bool) == isinstance(value, bool) and isinstance(value, type(default))
-        or isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool)
+        or isinstance(default, bool) == isinstance(value, bool)
+        and isinstance(value, type(default))
+        or isinstance(default, float)
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
     )
     if not fits:
         raise UserError(f"--config.{key}: expected {type(default).__name__}, got {text!r}")

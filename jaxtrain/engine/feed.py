@@ -38,8 +38,8 @@ class BatchOrder:
     def __len__(self) -> int:
         return ENDLESS
 
-    def __getitem__(self, i: Any) -> np.ndarray:
-        return self.whole(int(i))[self._mine()]
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.whole(int(index))[self._mine()]
 
     def whole(self, i: int) -> np.ndarray:
         """All row numbers of global batch i."""

@@ -23,6 +23,7 @@ def schedule(config: OptimizerConfig, steps_per_epoch: float) -> Schedule:
     2017, eq. 5) after the warm-up, cycles T_0, T_0 T_mult, T_0 T_mult^2, ... for any real T_mult >= 1, in closed form.
     plateau and constant: the rate itself; the plateau's factor comes from the host as `rate_scale`.
     """
+
     def steps(text: str, key: str) -> int:
         return duration(text, steps_per_epoch, f"optimizer.{key}")
 
@@ -99,8 +100,12 @@ def direction(config: OptimizerConfig, params: Params, groups: Sequence[Any]) ->
     else:
         parts += [precondition, decay] if config.weight_decay else [precondition]
     if any(r.learning_rate != 1 for r in rule.values()):
-        parts.append(optax.stateless(lambda updates, _: {k: u * rule[k].learning_rate for k, u in updates.items()}))
+        parts.append(optax.stateless(lambda updates, _: _scaled(updates, rule)))
     return optax.chain(*parts)
+
+
+def _scaled(updates: Any, rule: dict[str, Rule]) -> Params:
+    return {path: update * rule[path].learning_rate for path, update in updates.items()}
 
 
 class Master(NamedTuple):
@@ -110,12 +115,11 @@ class Master(NamedTuple):
     inner: Any
 
 
-def apply(
-    transform: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params, rate: jax.Array
-) -> tuple[Params, Any]:
+def apply(transform: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params, rate: jax.Array) -> tuple[Params, Any]:
     """(new params, new optimizer state); with a Master state the float32 copy is updated and then rounded."""
     original = opt_state.params if isinstance(opt_state, Master) else params
     inner = opt_state.inner if isinstance(opt_state, Master) else opt_state
+    steps: Any
     steps, inner = transform.update(grads, inner, original)
     updated = {k: original[k] - rate * steps[k] for k in original}
     if isinstance(opt_state, Master):

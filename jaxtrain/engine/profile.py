@@ -81,6 +81,9 @@ class TraceWindow:
             return self.close()
         return False
 
+    def hint(self) -> str:
+        return f"profile written to {self.folder} (view it with: xprof {self.folder})"
+
     def close(self) -> bool:
         """Write the trace if one is running."""
         if self.running:

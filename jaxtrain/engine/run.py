@@ -15,7 +15,7 @@ from jaxtrain.data.dataset import Dataset, Statistics
 from jaxtrain.engine import config as configs
 from jaxtrain.engine import optimizer, steps
 from jaxtrain.engine.checkpoint import Checkpoints, check_leaves
-from jaxtrain.engine.loop import build_model
+from jaxtrain.engine.program import build_model
 from jaxtrain.engine.report import write_json
 from jaxtrain.engine.scoring import Scorer
 from jaxtrain.engine.sharding import Layout
@@ -65,7 +65,9 @@ def read_config(workdir: Path) -> dict[str, Any]:
     """The resolved config of a run folder."""
     path = workdir / CONFIG
     if not path.is_file():
-        raise UserError(f"{workdir}: not a run folder (no {CONFIG}); train one with python -m jaxtrain.main --config ... --workdir {workdir}")
+        raise UserError(
+            f"{workdir}: not a run folder (no {CONFIG}); train one with python -m jaxtrain.main --config ... --workdir {workdir}"
+        )
     try:
         return json.loads(path.read_text())
     except ValueError as error:
@@ -94,7 +96,9 @@ class Run:
         """
         given = {**dict(zip(self.task.signature, arrays, strict=False)), **named}
         if len(arrays) > len(self.task.signature):
-            raise UserError(f"predict: at most {len(self.task.signature)} arrays without a name ({', '.join(self.task.signature)}), got {len(arrays)}")
+            raise UserError(
+                f"predict: at most {len(self.task.signature)} arrays without a name ({', '.join(self.task.signature)}), got {len(arrays)}"
+            )
         given = {k: v for k, v in given.items() if v is not None}
         options = {k: v for k, v in given.items() if isinstance(v, (bool, str))}
         batch = self.task.complete({k: np.asarray(v) for k, v in given.items() if k not in options})
@@ -145,7 +149,9 @@ def write_run(workdir: str | Path, values: Mapping[str, Any], statistics: Statis
     compute = steps.PRECISIONS["float32"][1]
     _, _, others = nnx.split(task.build(nnx.Rngs(0), compute), nnx.Param, ...)
     placed = {k: jax.numpy.asarray(v, wanted[k].dtype) for k, v in params.items()}
-    state = steps.initial_state(placed, flatten(others), optimizer.direction(phase.engine.optimizer, wanted, task.groups()), precision="float32", ema=False)
+    state = steps.initial_state(
+        placed, flatten(others), optimizer.direction(phase.engine.optimizer, wanted, task.groups()), precision="float32", ema=False
+    )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, values)
     save_statistics(folder, statistics)

@@ -147,4 +147,9 @@ def skill(task: Task, sums: Mapping[str, HostSums]) -> dict[str, float] | None:
     if "oracle" not in scores:
         return None
     naive = min(v for k, v in scores.items() if k not in ("model", "oracle"))
-    return {"model": scores["model"], "naive": naive, "oracle": scores["oracle"], "skill": (naive - scores["model"]) / (naive - scores["oracle"])}
+    return {
+        "model": scores["model"],
+        "naive": naive,
+        "oracle": scores["oracle"],
+        "skill": (naive - scores["model"]) / (naive - scores["oracle"]),
+    }

@@ -22,7 +22,9 @@ def start_distributed() -> None:
         try:
             count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
         except (KeyError, ValueError) as error:
-            raise UserError(f"environment: JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers ({error})") from None
+            raise UserError(
+                f"environment: JAX_COORDINATOR_ADDRESS is set, so JAX_NUM_PROCESSES and JAX_PROCESS_ID must be numbers ({error})"
+            ) from None
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(address, count, index)
     elif os.environ.get("JAXTRAIN_DISTRIBUTED") == "auto":
@@ -48,6 +50,7 @@ class Layout:
 
     def state(self, tree: Any, shard_mib: float) -> Any:
         """A sharding per leaf: leaves of `shard_mib` or more are split along their largest dimension that divides."""
+
         def leaf(x: Any) -> NamedSharding:
             if self.devices > 1 and x.size * x.dtype.itemsize >= shard_mib * 2**20:
                 for axis in sorted(range(x.ndim), key=lambda a: -x.shape[a]):
@@ -62,9 +65,7 @@ class Layout:
         if jax.process_count() == 1:
             return jax.device_put(tree, sharding)
         shardings = jax.tree.map(lambda _: sharding, tree) if isinstance(sharding, NamedSharding) else sharding
-        return jax.tree.map(
-            lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda i, x=x: np.asarray(x)[i]), tree, shardings
-        )
+        return jax.tree.map(lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda i, x=x: np.asarray(x)[i]), tree, shardings)
 
     def put_local(self, tree: Any, axis: int) -> Any:
         """Each process's own part of a batch -> global arrays, joined along `axis`."""

@@ -41,7 +41,9 @@ def split(model: nnx.Module) -> tuple[Template, Params, Params]:
     graph, params, others = nnx.split(model, nnx.Param, ...)
     twin_graph, twin_params, twin_others = nnx.split(twin, nnx.Param, ...)
     running = frozenset(_name(path) for path, leaf in nnx.to_flat_state(others) if isinstance(leaf, nnx.BatchStat))
-    template = Template((graph, _abstract(params), _abstract(others)), (twin_graph, _abstract(twin_params), _abstract(twin_others)), running)
+    template = Template(
+        (graph, _abstract(params), _abstract(others)), (twin_graph, _abstract(twin_params), _abstract(twin_others)), running
+    )
     return template, flatten(params), flatten(others)
 
 

@@ -15,7 +15,9 @@ from jaxtrain.data.dataset import Dataset, Splits
 from jaxtrain.engine import config as configs
 from jaxtrain.engine import profile, report
 from jaxtrain.engine.checkpoint import Checkpoints, check_leaves
-from jaxtrain.engine.loop import Clock, Result, Stop, build_model, monitored, place, train_phase
+from jaxtrain.engine.clock import Clock, Stop
+from jaxtrain.engine.loop import Result, monitored, train_phase
+from jaxtrain.engine.program import build_model, place
 from jaxtrain.engine.run import CONFIG, SUMMARY, checkpoint_folder, make_task, open_run, read_config, save_statistics
 from jaxtrain.engine.scoring import HostSums, Scorer, Source, skill
 from jaxtrain.engine.sharding import Layout, layout
@@ -64,7 +66,7 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
                 else:
                     result = train_phase(
                         task, phase, part, devices, workdir=workdir, checkpoints=checkpoints, first_step=first_step, phase_number=number,
-                        carried=carried, progress=progress, clock=clock, stop=stop, describe=True,
+                        carried=carried, progress=progress, clock=clock, stop=stop,
                     )  # fmt: skip
                     if result.status == "interrupted":
                         break
@@ -91,8 +93,10 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         report.write_json(workdir / SUMMARY, summary)
         if result.status == "finished":
             print(render(summary))
-            print(f"{workdir}: {report.format_duration(clock.seconds['total'])}, best step {result.standing.best_step}, "
-                  f"{summary['samples_per_second']:,.0f} samples/s, peak memory {report.format_bytes(summary['peak_memory_bytes'])}")
+            print(
+                f"{workdir}: {report.format_duration(clock.seconds['total'])}, best step {result.standing.best_step}, "
+                f"{summary['samples_per_second']:,.0f} samples/s, peak memory {report.format_bytes(summary['peak_memory_bytes'])}"
+            )
     return summary
 
 
@@ -108,7 +112,10 @@ def check_folder(values: Mapping[str, Any], workdir: Path) -> dict[str, Any] | N
     # What a run shows and traces changes no result, so it may change between calls.
     names = [n for n in configs.differences(old, json.loads(json.dumps(values))) if not n.startswith(("report.", "profile."))]
     if names:
-        raise UserError(f"--workdir {workdir}: belongs to a run with another config ({', '.join(names)} differ); use another folder, or its config: --config {workdir / CONFIG}")
+        raise UserError(
+            f"--workdir {workdir}: belongs to a run with another config ({', '.join(names)} differ); "
+            f"use another folder, or its config: --config {workdir / CONFIG}"
+        )
     try:
         summary = json.loads((workdir / SUMMARY).read_text())
     except (OSError, ValueError):
@@ -191,14 +198,33 @@ def test(workdir: Path, phases: list[configs.Phase], number: int, task: Task, sp
                         save_statistics(workdir, task.statistics)
             scores[name] = scored(task, scorer, source, sums, params, model_state, oracle=name == "test")
             if name == "test" and phase.engine.report.figures and jax.process_index() == 0:
-                draw(workdir, task, scorer, dataset, params, model_state, phase.engine.eval.batch, sums, result.step, phase.engine.report.tensorboard, progress)
+                draw(
+                    workdir,
+                    task,
+                    scorer,
+                    dataset,
+                    params,
+                    model_state,
+                    phase.engine.eval.batch,
+                    sums,
+                    result.step,
+                    phase.engine.report.tensorboard,
+                    progress,
+                )
     headline = list(task.headline)
     extra = {name: s for name, s in scores.items() if name not in ("valid", "test")}
-    return {**scores["test"], "valid": scores["valid"]["test"], "headline": headline, "examples": {k: len(v) for k, v in splits.named().items()},
-            **({"more": extra} if extra else {})}
+    return {
+        **scores["test"],
+        "valid": scores["valid"]["test"],
+        "headline": headline,
+        "examples": {k: len(v) for k, v in splits.named().items()},
+        **({"more": extra} if extra else {}),
+    }
 
 
-def scored(task: Task, scorer: Scorer, source: Source, sums: Mapping[str, HostSums], params: Params, model_state: Params, *, oracle: bool) -> dict[str, Any]:
+def scored(
+    task: Task, scorer: Scorer, source: Source, sums: Mapping[str, HostSums], params: Params, model_state: Params, *, oracle: bool
+) -> dict[str, Any]:
     """{"test": scores, "naive": {name: scores}, "oracle": ..., "skill": ...} of one split."""
     result: dict[str, Any] = {
         "test": task.summarize(sums["model"]),
@@ -237,8 +263,9 @@ def render(summary: Mapping[str, Any]) -> str:
         rows[f"oracle (1 of {summary['oracle']['every']})"] = summary["oracle"]["scores"]
     text = report.score_table(f"test, {summary['examples']['test']:,} examples", rows, summary["headline"])
     if summary.get("skill"):
-        s = summary["skill"]
-        text += f"\nskill {s['skill']:.2f} on 1 of {summary['oracle']['every']} examples: model {s['model']:.3f}, best naive {s['naive']:.3f}, oracle {s['oracle']:.3f}"
+        s, every = summary["skill"], summary["oracle"]["every"]
+        text += f"\nskill {s['skill']:.2f} on 1 of {every} examples: "
+        text += f"model {s['model']:.3f}, best naive {s['naive']:.3f}, oracle {s['oracle']:.3f}"
     return text + "".join(f"\nnote: {note}" for note in summary["notes"])
 
 

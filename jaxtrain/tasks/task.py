@@ -119,8 +119,9 @@ class Task(abc.ABC):
         """What `predict` writes: equally long columns, units in their names."""
         raise NotImplementedError
 
-    def figures(self, predict: Callable[[np.ndarray], dict[str, np.ndarray]], dataset: Dataset,
-                sums: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    def figures(
+        self, predict: Callable[[np.ndarray], dict[str, np.ndarray]], dataset: Dataset, sums: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> dict[str, Any]:
         """{name: matplotlib figure}. predict: rows (B, k) -> forecast plus the gathered batch, any B, on the
         host; sums: forecaster ("model", naive names, "oracle") -> sums over `dataset`."""
         return {}

@@ -1,0 +1,141 @@
+"""What one phase runs: model, state, feed and compiled programs, put together from config, task and data."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from jaxtrain.data.dataset import Splits
+from jaxtrain.engine import optimizer, profile, steps
+from jaxtrain.engine.checkpoint import Checkpoints
+from jaxtrain.engine.clock import Clock
+from jaxtrain.engine.config import Engine, Phase, duration
+from jaxtrain.engine.feed import TrainFeed
+from jaxtrain.engine.report import format_bytes, parameter_table
+from jaxtrain.engine.scoring import Scorer, Source
+from jaxtrain.engine.sharding import Layout
+from jaxtrain.engine.state import Params, Template, TrainState, flatten, split
+from jaxtrain.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Program:
+    """Everything compiled or placed for one phase."""
+
+    template: Template
+    abstract: TrainState
+    initialise: Callable[[], TrainState]
+    call: Callable[..., Any]
+    inputs: Any  # abstract inputs of one call
+    arrays: Mapping[str, Any]
+    feed: TrainFeed
+    valid: Source
+    scorer: Scorer
+    total_steps: int  # of this phase
+    steps_per_epoch: float
+
+
+def place(splits: Splits, placement: str, layout: Layout) -> Mapping[str, Any]:
+    """The shared arrays in device memory, or nothing when batches are built on the host."""
+    return layout.put(dict(splits.train.arrays), layout.replicated()) if placement == "device" else {}
+
+
+def build_model(task: Task, precision: str) -> tuple[Template, Params, Params]:
+    """(template, abstract params, abstract model state), without computing anything."""
+    compute = steps.PRECISIONS[precision][1]
+    return split(nnx.eval_shape(lambda: task.build(nnx.Rngs(0), compute)))
+
+
+def prepare(task: Task, engine: Engine, splits: Splits, layout: Layout, first_step: int, phase_number: int) -> Program:
+    """Build the phase's programs; nothing is compiled yet."""
+    train = engine.train
+    template, params, model_state = build_model(task, train.precision)
+    steps_per_epoch = len(splits.train) / train.batch
+    transform = optimizer.direction(engine.optimizer, params, task.groups())
+    compute = steps.PRECISIONS[train.precision][1]
+
+    def create() -> TrainState:
+        model = task.build(nnx.Rngs(train.seed), compute)
+        _, params, others = nnx.split(model, nnx.Param, ...)
+        return steps.initial_state(flatten(params), flatten(others), transform, precision=train.precision, ema=train.ema > 0)
+
+    shapes = jax.eval_shape(create)
+    shardings = layout.state(shapes, train.shard_mib)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+    arrays = place(splits, train.placement, layout)
+    feed = TrainFeed(
+        splits.train, batch=train.batch, seed=train.seed + (phase_number << 32), placement=train.placement, workers=train.workers,
+        part=jax.process_index(), parts=jax.process_count(),
+    )  # fmt: skip
+    gather = splits.train.gather if train.placement == "device" else None
+    rate = optimizer.schedule(engine.optimizer, steps_per_epoch)
+    call = steps.train_call(
+        task,
+        template,
+        transform,
+        rate,
+        gather,
+        accumulate=train.accumulate,
+        ema=train.ema,
+        first_step=first_step,
+        out_shardings=(shardings, layout.replicated()),
+    )
+    example = feed.make(feed.order[0])
+    inputs = {
+        k: jax.ShapeDtypeStruct((train.steps_per_call, train.batch, *v.shape[1:]), v.dtype, sharding=layout.batch(1))
+        for k, v in example.items()
+    }
+    valid = Source(splits.valid, arrays, train.placement, engine.eval.batch, layout)
+    scorer = Scorer(task, template, train.placement, valid.gather, layout)
+    total = duration(train.duration, steps_per_epoch, "train.duration")
+    return Program(
+        template, abstract, jax.jit(create, out_shardings=shardings), call, inputs, arrays, feed, valid, scorer, total, steps_per_epoch
+    )
+
+
+def restore_or_initialise(
+    program: Program, checkpoints: Checkpoints, latest: int | None, carried: tuple[Params, Params] | None, layout: Layout, first_step: int
+) -> TrainState:
+    """The latest checkpoint, or a fresh state, or a fresh optimizer around the weights of the phase or run before."""
+    if latest is not None:
+        return checkpoints.restore(latest, program.abstract)
+    state = program.initialise()
+    if carried is not None:
+        params, model_state = carried
+        # Constants of the model (statistics) are this run's own; running averages come along with the weights.
+        keep = {k: model_state[k] for k in program.template.running}
+        restart = steps.restart(state, params, keep)
+        state = layout.put(jax.device_get(restart), jax.tree.map(lambda x: x.sharding, program.abstract))
+    if first_step:
+        state = replace(state, step=layout.put(np.int32(first_step), layout.replicated()))
+    return state
+
+
+def compiled_facts(task: Task, train: Any, compiled: Any) -> dict[str, Any]:
+    """FLOPs and memory of the training program."""
+    return {
+        "flops_per_step": profile.flops_per_step(task.flops_per_example(), train.batch, compiled),
+        "program_memory": profile.program_memory(compiled),
+    }
+
+
+def start_up(program: Program, splits: Splits, layout: Layout, phase: Phase, facts: Mapping[str, Any], clock: Clock) -> str:
+    """Devices, parameters with shapes, data, compiled memory."""
+    train, epochs = phase.engine.train, program.total_steps / program.steps_per_epoch
+    processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    sizes = ", ".join(f"{name} {len(d):,}" for name, d in splits.named().items())
+    arrays = format_bytes(sum(a.nbytes for a in splits.train.arrays.values()))
+    compiled = [f"{clock.seconds['compile']:.1f} s", *(f"{name} {format_bytes(size)}" for name, size in facts["program_memory"].items())]
+    if facts["flops_per_step"]:
+        compiled.append(f"{facts['flops_per_step'] / 1e9:.3g} GFLOP per step")
+    return "\n".join([
+        parameter_table(program.abstract.params),
+        f"devices     {layout.devices} x {jax.devices()[0].device_kind}{processes}, {train.precision}",
+        f"data        {sizes} examples; arrays {arrays} on the {train.placement}",
+        *(f"note        {note}" for note in splits.notes),
+        f"training    {program.total_steps:,} steps of {train.batch} ({epochs:.1f} epochs), {train.steps_per_call} per call",
+        f"compiled    {', '.join(compiled)}",
+    ])  # fmt: skip
