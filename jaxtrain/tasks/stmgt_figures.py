@@ -20,6 +20,7 @@ DAYS = 2  # shown of the first split days
 MAX_WINDOWS = 192  # predicted for the time series: enough for a point every 15 minutes
 CHUNK = 64  # windows per call of the model
 PLOTTED_NODES = 3
+JAM_STEPS = 4  # input steps that a jam must have lasted
 
 
 def draw(data: DataConfig, horizons: Mapping[str, int], levels: tuple[float, ...], statistics: Statistics, predict: Predict,
@@ -84,11 +85,12 @@ def forecasts(data: DataConfig, levels: tuple[float, ...], statistics: Statistic
         seen = np.where(observed[span, node], speed[span, node], np.nan)
         band = shown["quantiles"][:, step, node]
         axis.fill_between(when, band[:, low], band[:, high], color=COLORS["model"], alpha=0.22, linewidth=0, label=f"model, {label}")
-        axis.plot(time[span].astype("datetime64[s]"), seen, color=INK, linewidth=0.9, marker=".", markersize=1.5, label="observed")
+        marker = 1.5 if np.isfinite(seen).mean() > 0.5 else 5  # sparse readings have no line to be seen by
+        axis.plot(time[span].astype("datetime64[s]"), seen, color=INK, linewidth=0.9, marker=".", markersize=marker, label="observed")
         axis.plot(when, shown["damped"][:, step, node], color=COLORS["damped"], linewidth=1.0, label="damped")
         axis.plot(when, shown["median"][:, step, node], color=COLORS["model"], linewidth=1.3, label="model, median")
         axis.set_ylabel(data.unit)
-        axis.set_title(f"node {statistics['node_ids'][node]}", loc="left", fontsize=10)
+        axis.set_title(_name(statistics, node), loc="left", fontsize=10)
     _date_ticks(axes[-1, 0])
     figure.suptitle(f"Forecasts issued {(step + 1) * data.step_minutes:g} minutes ahead", fontsize=12)
     axes[0, 0].legend(loc="lower right", ncols=4, fontsize=8, framealpha=0.85)
@@ -100,6 +102,11 @@ def _telling_nodes(statistics: Statistics, observed: np.ndarray) -> np.ndarray:
     swing = np.ptp(statistics["profile"][0], axis=0) * observed.mean(0) * statistics["trained"]
     order = np.argsort(-swing)[: max(1, int(np.count_nonzero(statistics["trained"])))]
     return np.unique(order[[0, len(order) // 4, len(order) // 2]])[:PLOTTED_NODES]
+
+
+def _name(statistics: Statistics, node: int) -> str:
+    name = str(statistics["node_ids"][node])
+    return name if name.startswith("node") else f"node {name}"
 
 
 def _date_ticks(axis: Any) -> None:
@@ -130,7 +137,7 @@ def incident(data: DataConfig, horizons: Mapping[str, int], levels: tuple[float,
     course.set_xlabel("minutes from the forecast")
     course.set_ylabel(data.unit)
     course.legend(fontsize=8, framealpha=0.85)
-    course.set_title(f"node {statistics['node_ids'][node]}", loc="left", fontsize=10)
+    course.set_title(_name(statistics, node), loc="left", fontsize=10)
 
     # One ridge per horizon, all to the same scale of density.
     parts = {name: _density(shown, b, step, node) for name, step in horizons.items()}
@@ -139,11 +146,8 @@ def incident(data: DataConfig, horizons: Mapping[str, int], levels: tuple[float,
         base = -float(place)
         density.fill_between(grid, base, base + 0.9 * y / tallest, color=COLORS["model"], alpha=0.35, linewidth=0)
         density.plot(grid, base + 0.9 * y / tallest, color=COLORS["model"], linewidth=1)
-        value = actual[horizons[name]]
-        if np.isfinite(value):
-            density.plot([value, value], [base, base + 0.9], color=INK, linewidth=1.4, label="observed" if not place else None)
-        usual = shown["damped"][b, horizons[name], node]
-        density.plot([usual, usual], [base, base + 0.9], color=COLORS["damped"], linewidth=1.2, label="damped" if not place else None)
+        for label, value, color in (("observed", actual, INK), ("damped", shown["damped"][b, :, node], COLORS["damped"])):
+            density.plot([value[horizons[name]]] * 2, [base, base + 0.9], color=color, linewidth=1.4, label=label if not place else None)
     density.set_yticks([-k for k in range(len(parts))], list(parts))
     density.set_xlabel(f"speed, {data.unit}")
     density.set_title("forecast density", loc="left", fontsize=10)
@@ -153,12 +157,14 @@ def incident(data: DataConfig, horizons: Mapping[str, int], levels: tuple[float,
 
 
 def _deepest_jam(shown: Mapping[str, np.ndarray], statistics: Statistics) -> tuple[int, int]:
-    """(window, node) whose newest reading lies furthest below the usual speed; all its targets are observed where that exists."""
+    """(window, node) whose newest readings lie furthest below the usual speed; all its targets are observed where that exists."""
     steps = shown["speed"].shape[1]
-    weekend = (shown["dow"][:, steps - 1] >= 5).astype(int)
-    below = statistics["profile"][weekend, shown["slot"][:, steps - 1]] - shown["speed"][:, -1]  # (B, N)
-    seen = shown["observed"][:, -1] * (1 + shown["target_mask"].mean(1))
-    b, node = np.unravel_index(np.argmax(np.where(seen > 0, below, -np.inf) + 1e3 * (seen == 2)), below.shape)
+    newest = slice(max(0, steps - JAM_STEPS), steps)  # a single low reading may be a fault of the detector
+    weekend = (shown["dow"][:, newest] >= 5).astype(int)
+    below = (statistics["profile"][weekend, shown["slot"][:, newest]] - shown["speed"][:, newest]).mean(1)  # (B, N)
+    seen, scored = shown["observed"][:, -1], (shown["target_mask"] > 0).all(1)
+    choice = np.where(seen & scored if (seen & scored).any() else seen | ~seen.any(), below, -np.inf)
+    b, node = np.unravel_index(np.argmax(choice), below.shape)
     return int(b), int(node)
 
 
@@ -248,7 +254,7 @@ def gain(statistics: Statistics, sums: Sums) -> Any:
     lines = np.stack([place[i], place[statistics["neighbors"][i, slot]]], axis=1)
     axis.add_collection(LineCollection(list(lines), colors="#b5b5b5", linewidths=0.8, zorder=1))
     limit = max(5.0, float(np.percentile(np.abs(saved), 95))) if len(saved) else 5.0
-    axis.scatter(*place[~scored].T, s=26, facecolors="none", edgecolors="#999999", zorder=2, label="never observed")
+    axis.scatter(*place[~scored].T, s=26, facecolors="none", edgecolors="#999999", zorder=2, label="no reading here")
     dots = axis.scatter(*place[scored].T, s=60, c=saved, cmap="RdBu", vmin=-limit, vmax=limit, edgecolors=INK, linewidths=0.5, zorder=3)
     figure.colorbar(dots, ax=axis, label="MAE saved against damped, %", shrink=0.8)
     if not scored.all():
@@ -286,6 +292,6 @@ def _spring_layout(linked: np.ndarray, rounds: int = 200) -> np.ndarray:
         apart = place[:, None] - place[None]
         distance = np.maximum(np.sqrt((apart**2).sum(-1, keepdims=True)), 1e-3)
         force = apart / distance * (ideal**2 / distance - linked[..., None] * distance**2 / ideal)
-        push = force.sum(1) - place * ideal  # a weak pull to the middle keeps unlinked parts on the page
+        push = force.sum(1) - 5 * place * ideal  # a pull to the middle keeps unlinked parts on the page
         place += push / np.maximum(np.linalg.norm(push, axis=1, keepdims=True), 1e-9) * step
     return place

@@ -422,3 +422,51 @@ def test_faulty_arrays_are_one_line(task, batch, change, message):
 def test_flops_are_known_with_the_graph_only(task):
     assert make_task(sections()).flops_per_example() is None
     assert task.flops_per_example() == pytest.approx(3.5e6, rel=0.3)
+
+
+# From a file to a table
+
+
+@pytest.fixture(scope="module")
+def file_run(tmp_path_factory, splits):
+    """A task trained (nominally) on a CSV of the embedded readings, and that file."""
+    series, rows = splits.train.arrays, 600
+    path = tmp_path_factory.mktemp("traffic") / "speed.csv"
+    times = series["time"][:rows].astype("datetime64[s]")
+    values = np.where(series["observed"][:rows, :5], series["speed"][:rows, :5], np.nan)
+    lines = ["time,a,b,c,d,e"]
+    lines += [",".join([str(t), *("" if np.isnan(v) else f"{v:.3f}" for v in row)]) for t, row in zip(times, values, strict=True)]
+    path.write_text("\n".join(lines) + "\n")
+    task = make_task(sections(data__path=str(path), data__layout="matrix"))
+    return task.with_statistics(task.splits().statistics), path
+
+
+def test_a_file_becomes_a_table_of_forecasts(file_run):
+    task, path = file_run
+    dataset = task.inputs(str(path), {"origin": "2026-01-02T10:00, 2026-01-02T11:00"})
+    model = nnx.view(task.build(nnx.Rngs(0)), deterministic=True)
+    batch = dataset.gather(dataset.arrays, dataset.index)
+    forecast = {k: np.asarray(v) for k, v in task.predict(model, batch).items()}
+    table = task.table(dataset, forecast, {})
+    assert len(table["median"]) == 2 * 4 * 5 and set(table["node"]) == set("abcde")
+    np.testing.assert_array_equal(np.unique(table["origin"]), np.array(["2026-01-02T10:00", "2026-01-02T11:00"], "datetime64[s]"))
+    at_ten = table["origin"] == np.datetime64("2026-01-02T10:00")
+    newest = dict(zip(table["node"][at_ten], table["last"][at_ten], strict=True))
+    line = next(text for text in path.read_text().splitlines() if text.startswith("2026-01-02T10:00"))
+    for node, text in zip("abcde", line.split(",")[1:], strict=True):
+        assert text and newest[node] == pytest.approx(float(text), abs=1e-3)
+
+
+def test_a_labelled_file_is_scored_on_every_window(file_run):
+    task, path = file_run
+    dataset = task.labelled(str(path), {})
+    assert len(dataset) == 600 - 10 + 1
+    batch = {**dataset.gather(dataset.arrays, dataset.index), "mask": np.ones(len(dataset), np.float32)}
+    scores = task.summarize(host(task.score_forecast(task.naive(batch)["last"], batch)))
+    text = [line.split(",")[1:] for line in path.read_text().splitlines()[1:]]
+    values = np.array([[float(cell) if cell else np.nan for cell in row] for row in text])
+    assert np.isfinite(values).all()
+    assert scores["targets"] == 4 * 591 * 5
+    assert scores["mae/10min"] == pytest.approx(np.abs(values[7:-2] - values[5:-4]).mean(), rel=1e-4)
+    with pytest.raises(UserError, match="unknown option"):
+        task.labelled(str(path), {"origin": "2026-01-01"})
