@@ -37,7 +37,8 @@ def restart(state: TrainState, params: Params, model_state: Params) -> TrainStat
     params32 = {k: params[k].astype(jnp.float32) for k in state.params}
     opt_state = opt.Master(params32, state.opt_state.inner) if isinstance(state.opt_state, opt.Master) else state.opt_state
     stored = {k: params32[k].astype(v.dtype) for k, v in state.params.items()}
-    return TrainState(state.step, stored, {**state.model_state, **model_state}, opt_state, {k: params32[k] for k in state.ema})
+    average = {k: jnp.copy(params32[k]) for k in state.ema}  # an array of its own, as in `initial_state`
+    return TrainState(state.step, stored, {**state.model_state, **model_state}, opt_state, average)
 
 
 def weights(state: TrainState) -> Params:
