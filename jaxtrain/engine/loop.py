@@ -159,7 +159,7 @@ def train_phase(
             if trace.at(step):
                 progress.say(trace.hint())
             with clock.measure("input_wait"):
-                batches = program.feed.take(count, train.steps_per_call)
+                batches = program.feed.take(count, program.slots)
             with clock.measure("step"), jax.profiler.StepTraceAnnotation("train", step_num=step):
                 inputs = layout.put_local(batches, 1)
                 scale = np.float32(standing.plateau[0])
