@@ -3,6 +3,7 @@
 Every function takes a `Mixture` whose arrays are (..., K) and works in the unit those arrays have; float32 throughout.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -100,19 +101,22 @@ def quantile(mixture: Mixture, levels: Sequence[float]) -> jax.Array:
 
     The root lies between the smallest and the largest quantile of the components.
     """
-    q = jnp.asarray(levels, jnp.float32)
-    z = jax.scipy.special.ndtri(q)  # (Q,)
-    candidates = mixture.means[..., None, :] + mixture.stds[..., None, :] * z[:, None]  # (..., Q, K)
-    each = Mixture(*(part[..., None, :] for part in mixture))
+    # Levels and components lead: with them last, vectors of K numbers would make this six times slower on CPU.
+    q = jnp.asarray(levels, jnp.float32).reshape(-1, *(1 for _ in mixture.means.shape[:-1]))  # (Q, 1...)
+    weights, means, stds = (jnp.moveaxis(part, -1, 0) for part in (jnp.exp(mixture.log_weights), mixture.means, mixture.stds))
+    components = range(len(means))
+    z = jax.scipy.special.ndtri(q)
+    candidates = [means[k] + stds[k] * z for k in components]  # each (Q, ...)
 
     def halve(_: int, bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         low, high = bracket
         middle = 0.5 * (low + high)
-        below = cdf(each, middle) < q
+        below = sum((weights[k] * _normal_cdf((middle - means[k]) / stds[k]) for k in components), jnp.zeros(())) < q
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (candidates.min(-1), candidates.max(-1)))
-    return 0.5 * (low + high)
+    bracket = functools.reduce(jnp.minimum, candidates), functools.reduce(jnp.maximum, candidates)
+    low, high = jax.lax.fori_loop(0, BISECTIONS, halve, bracket)
+    return jnp.moveaxis(0.5 * (low + high), 0, -1)
 
 
 def _expected_distance(m: jax.Array, s: jax.Array) -> jax.Array:

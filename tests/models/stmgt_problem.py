@@ -28,7 +28,8 @@ def lists(edges: np.ndarray, nodes: int, extra_slots: int = 0) -> dict[str, np.n
     neighbors = np.array([row + [i] * (width - len(row)) for i, row in enumerate(rows)], np.int32)
     mask = np.array([[slot < len(row) for slot in range(width)] for row in rows])
     relation = np.where(mask, np.where(np.arange(width) == 0, 0, 1), 4).astype(np.int32)
-    return dict(neighbors=neighbors, relation=relation, neighbor_weight=np.ones(mask.shape, np.float32), neighbor_mask=mask)
+    return dict(neighbors=neighbors, relation=relation, neighbor_mask=mask,
+                neighbor_weight=np.where(mask, 1 / (1 + np.arange(width)), 1).astype(np.float32))  # fmt: skip
 
 
 def statistics(nodes: int = 6, out_steps: int = 4, slots: int = 48, edges: np.ndarray | None = None, extra_slots: int = 0,
@@ -48,7 +49,8 @@ def statistics(nodes: int = 6, out_steps: int = 4, slots: int = 48, edges: np.nd
     return found
 
 
-def batch(size: int = 3, in_steps: int = 5, out_steps: int = 4, nodes: int = 6, slots: int = 48, weather: bool = True) -> dict[str, np.ndarray]:
+def batch(size: int = 3, in_steps: int = 5, out_steps: int = 4, nodes: int = 6, slots: int = 48,
+          weather: bool = True) -> dict[str, np.ndarray]:  # fmt: skip
     rng = np.random.default_rng(1)
     steps = rng.integers(0, slots, (size, 1)) + np.arange(in_steps + out_steps)
     observed = rng.random((size, in_steps, nodes)) < 0.9

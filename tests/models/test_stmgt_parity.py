@@ -116,7 +116,8 @@ def earlier_state(width: int, heads: int, blocks: int, outputs: int) -> Arrays:
         shapes |= {f"{block}.gat.att": (1, heads, d), f"{block}.gat.bias": (d,), f"{block}.temporal_attn.in_proj_weight": (3 * d, d),
                    f"{block}.temporal_attn.in_proj_bias": (3 * d,)}  # fmt: skip
         maps |= {f"{block}.gat.lin_l": (heads * d, d), f"{block}.gat.lin_r": (heads * d, d), f"{block}.temporal_attn.out_proj": (d, d),
-                 f"{block}.temporal_ffn.0": (2 * d, d), f"{block}.temporal_ffn.3": (d, 2 * d), f"{block}.fusion_gate": (d, 2 * d)}  # fmt: skip
+                 f"{block}.temporal_ffn.0": (2 * d, d), f"{block}.temporal_ffn.3": (d, 2 * d),
+                 f"{block}.fusion_gate": (d, 2 * d)}  # fmt: skip
         norms += [f"{block}.ln_{name}" for name in ("spatial", "temporal1", "temporal2", "fusion")]
     maps |= {f"output_head.{part}_head": (outputs, d) for part in ("mu", "sigma", "pi")}
     for name, shape in maps.items():
