@@ -28,6 +28,7 @@ from jaxtrain.tasks import task as contract
 from jaxtrain.tasks.task import Forecast, Sums
 
 WEIGHT_FLOOR = 1e-8  # added to the component weights inside the logarithms of the loss
+SELF, UPSTREAM, DOWNSTREAM = 0, 1, 2  # relations of the neighbour lists
 SMALL_SIGMA = 0.05  # normalised units; many components this narrow mean overconfidence
 
 
@@ -174,7 +175,8 @@ class Task(contract.Task):
         """Weighted sum of the loss terms in normalised units, each averaged over the observed targets.
 
         Logs every term that counts, the mean of the largest component weight (over .8: the mixture collapsed), the
-        effective number of components exp(entropy) and the share of very narrow components. `weight` = observed targets.
+        effective number of components exp(entropy), the share of very narrow components and what attention adds to the
+        score of upstream and downstream neighbours against the node's own. `weight` = observed targets.
         """
         if self.config.model.output_space == "raw":
             raise UserError("config.model.output_space: 'raw' only serves imported weights; train with 'normalized'")
@@ -204,7 +206,7 @@ class Task(contract.Task):
             "small_sigma": average((mixture.stds < SMALL_SIGMA).mean(-1)),
             "weight": n,
         }
-        return objective, logs
+        return objective, logs | _relation_biases(model)
 
     def _augment(self, batch: Batch, rngs: nnx.Rngs) -> Batch:
         """Hide whole nodes (their usual speeds stand in) and add noise, as `augment` says."""
@@ -345,6 +347,15 @@ class Task(contract.Task):
             self.config.model, len(mask), data.in_steps, data.out_steps, int(mask.sum()), weather="weather_mean" in self.statistics
         )
         return 3 * forward
+
+
+def _relation_biases(model: network.STMGT) -> dict[str, jax.Array]:
+    """Mean over blocks and heads of beta[relation] - beta[self]; empty without relation biases."""
+    betas = [beta[...] for block in model.blocks if (beta := block.spatial.pair_bias.relation) is not None]
+    if not betas:
+        return {}
+    beta = jnp.stack(betas).astype(jnp.float32).mean((0, 2))  # (relations,)
+    return {"bias_upstream": beta[UPSTREAM] - beta[SELF], "bias_downstream": beta[DOWNSTREAM] - beta[SELF]}
 
 
 def _switch(options: Mapping[str, str], name: str) -> bool:

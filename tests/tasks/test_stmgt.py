@@ -167,6 +167,16 @@ def test_loss_equals_its_terms_in_normalised_units(splits, batch):
     assert float(logs["weight"]) == mask.sum()
 
 
+def test_relation_biases_are_logged_where_there_are_any(task, splits, batch):
+    model = nnx.view(task.build(nnx.Rngs(0)), deterministic=True)
+    beta = model.blocks[0].spatial.pair_bias.relation
+    beta.set_value(jnp.array([1.0, 3.0, 0.5, 0.0, 0.0])[:, None] + jnp.array([0.0, 1.0]))
+    logs = task.loss(model, batch, nnx.Rngs(0))[1]
+    assert (float(logs["bias_upstream"]), float(logs["bias_downstream"])) == (2.0, -0.5)
+    plain = make_task(sections(model__relation_bias="no"), splits.statistics)
+    assert "bias_upstream" not in plain.loss(nnx.view(plain.build(nnx.Rngs(0)), deterministic=True), batch, nnx.Rngs(0))[1]
+
+
 def test_padded_examples_do_not_count_in_the_loss(task, batch):
     model = nnx.view(task.build(nnx.Rngs(0)), deterministic=True)
     short = {name: value[:3] for name, value in batch.items()}
