@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxtrain.data import traffic
 from jaxtrain.data.dataset import Batch, Dataset, Splits, Statistics
-from jaxtrain.data.traffic_config import DataConfig
+from jaxtrain.data.traffic_config import DataConfig, check_config
 from jaxtrain.engine import metrics
 from jaxtrain.engine.config import nearest, section
 from jaxtrain.errors import UserError
@@ -111,6 +111,7 @@ def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None)
         if name not in sections:
             raise UserError(f"config.{name}: missing; the section belongs to the config file")
     config = Config(**{name: section(cls, sections[name], name) for name, cls in SECTIONS.items()})
+    check_config(config.data)
     horizons = _horizon_steps(config)
     headline = (*(f"mae/{name}" for name in horizons), "mae", "rmse", "mape", "crps", "coverage_80")
     return Task(config, dict(statistics or {}), headline=headline)

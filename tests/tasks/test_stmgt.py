@@ -114,6 +114,7 @@ def test_presets_join_left_to_right_and_unknown_ones_name_the_nearest():
     ("score__horizons_minutes", "(25,)", "25 is no output step"),
     ("score__congestion_fraction", "1.5", "congestion_fraction"),
     ("score__quantiles", "(.5, .1)", "quantiles"),
+    ("data__step_minutes", "0", "whole number of steps"),
     ("loss__crps", "0", "nothing ties the forecast"),
     ("loss__spread", "-1", "loss.spread"),
     ("augment__mask_nodes", "1", "mask_nodes"),
