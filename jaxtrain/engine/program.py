@@ -88,15 +88,15 @@ def prepare(task: Task, engine: Engine, splits: Splits, layout: Layout, first_st
     # XLA folds a single slot away and rounds that program differently: with two, steps_per_call changes no bit.
     slots = max(2, train.steps_per_call)
     inputs = {
-        k: jax.ShapeDtypeStruct((slots, train.batch, *v.shape[1:]), v.dtype, sharding=layout.batch(1))
-        for k, v in example.items()
+        k: jax.ShapeDtypeStruct((slots, train.batch, *v.shape[1:]), v.dtype, sharding=layout.batch(1)) for k, v in example.items()
     }
     valid = Source(splits.valid, arrays, train.placement, engine.eval.batch, layout)
     scorer = Scorer(task, template, train.placement, valid.gather, layout)
     total = duration(train.duration, steps_per_epoch, "train.duration")
     return Program(
-        template, abstract, jax.jit(create, out_shardings=shardings), call, inputs, arrays, feed, valid, scorer, total, steps_per_epoch, slots
-    )
+        template, abstract, jax.jit(create, out_shardings=shardings), call, inputs, arrays, feed, valid, scorer, total,
+        steps_per_epoch, slots,
+    )  # fmt: skip
 
 
 def restore_or_initialise(
