@@ -17,6 +17,7 @@ class Standing:
     first_step: int
     best_step: int | None = None
     best_value: float | None = None
+    reference: float | None = None  # the value that the next gain is measured from
     waited: int = 0  # evaluations without gain
     plateau: tuple[float, float | None, int] = (1.0, None, 0)
     skipped_in_a_row: int = 0
@@ -28,10 +29,13 @@ def observe(standing: Standing, engine: Engine, step: int, value: float, mode: s
     """Best score, patience and plateau after an evaluation; a NaN is never a gain."""
     sign = 1.0 if mode == "min" else -1.0
     score = sign * value if not math.isnan(value) else math.inf
-    best = math.inf if standing.best_value is None else sign * standing.best_value
-    gain = score < best - engine.train.min_delta if math.isfinite(best) else math.isfinite(score)
+    best, reference = (math.inf if v is None else sign * v for v in (standing.best_value, standing.reference))
+    # Measured from the last gain, not from the best: many gains smaller than min_delta add up to one.
+    gain = score < reference - engine.train.min_delta if math.isfinite(reference) else math.isfinite(score)
     waited = 0 if gain else standing.waited + 1
-    if score < best:
+    if gain:
+        standing = replace(standing, reference=value)
+    if math.isfinite(score) and score <= best:  # of equals the later, as the checkpoints keep them
         standing = replace(standing, best_step=step, best_value=value)
     if engine.optimizer.schedule == "plateau":
         scale, top, count = standing.plateau
