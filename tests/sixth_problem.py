@@ -48,7 +48,8 @@ class Command:
     def start(self, module: str, *arguments: Any, **environment: str) -> subprocess.Popen[str]:
         """The same, running."""
         line = [sys.executable, "-m", f"jaxtrain.{module}", *map(str, arguments)]
-        return subprocess.Popen(line, cwd=self.project, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        pipe = subprocess.PIPE
+        return subprocess.Popen(line, cwd=self.project, env={**os.environ, **environment}, text=True, stdout=pipe, stderr=pipe)
 
 
 def summary(workdir: Path) -> dict[str, Any]:

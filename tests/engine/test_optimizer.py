@@ -79,7 +79,8 @@ def change(config: OptimizerConfig, groups: tuple[Group, ...], gradient: float, 
     transform = direction(config, PARAMS, groups)
     params, state = PARAMS, transform.init(PARAMS)
     for _ in range(count):
-        params, state = optimizer.apply(transform, {k: jnp.full(v.shape, gradient) for k, v in params.items()}, state, params, jnp.float32(0.1))
+        gradients = {k: jnp.full(v.shape, gradient) for k, v in params.items()}
+        params, state = optimizer.apply(transform, gradients, state, params, jnp.float32(0.1))
     return {k: np.asarray(params[k] - PARAMS[k]) for k in PARAMS}
 
 
