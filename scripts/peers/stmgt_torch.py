@@ -134,10 +134,10 @@ def random_edges(nodes: int, edges: int, seed: int) -> np.ndarray:
 
 
 def road_graph(options: argparse.Namespace) -> tuple[int, np.ndarray]:
-    """Node count and edges (2, E) of the recorded run, or of a random graph."""
+    """Node count and edges (2, E) of a file, or of a random graph."""
     if options.io:
         io = recorded(options.io)
-        return io["x_traffic"].shape[1], io["edge_index"].numpy()
+        return io["x_traffic"].shape[1] if "x_traffic" in io else options.nodes, io["edge_index"].numpy()
     return options.nodes, random_edges(options.nodes, options.edges, options.seed)
 
 
@@ -270,7 +270,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     action.add_argument("--bench", action="store_true", help="time training and inference on synthetic data")
     parser.add_argument("--program", nargs="+", choices=("loops", "folded"), default=["loops", "folded"])
     parser.add_argument("--mode", nargs="+", choices=("train", "infer"), default=["train", "infer"])
-    parser.add_argument("--io", help="take the road graph (edge_index) from this recorded file instead of a random one")
+    parser.add_argument("--io", help="take edge_index from this .npz (a recorded file, or any with --nodes) instead of a random graph")
     for name, default in (("batch", 32), ("nodes", 62), ("edges", 144), ("width", 96), ("heads", 4), ("blocks", 3), ("components", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--in-steps", type=int, default=12)
