@@ -406,13 +406,14 @@ def test_hand_given_arrays_equal_the_gathered_batch(task, batch, trained, foreca
 
 def test_holes_are_carried_and_older_ones_take_the_usual_speed(splits):
     # Ten minutes of carrying at most: two steps.
-    task = make_task(sections(data__max_fill_minutes="10"), splits.statistics)
+    profile = np.random.default_rng(0).uniform(20, 60, splits.statistics["profile"].shape).astype(np.float32)
+    task = make_task(sections(data__max_fill_minutes="10"), {**splits.statistics, "profile": profile})
     slot, dow = np.arange(100, 110)[None], np.full((1, 10), 5)
     speed = np.full((1, 6, 16), np.nan, np.float32)
     speed[0, 1] = 33.0
     weather = np.zeros((1, 6, 3), np.float32)
     filled = task.complete({"speed": speed, "slot": slot, "dow": dow, "weather": weather})["speed"][0]
-    usual = splits.statistics["profile"][1, 100:106]
+    usual = profile[1, 100:106]
     np.testing.assert_allclose(filled, np.stack([usual[0], *np.full((3, 16), 33.0), usual[4], usual[5]]), rtol=1e-6)
 
 
