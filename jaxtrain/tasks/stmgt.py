@@ -5,7 +5,8 @@ Speeds are in the unit of the data (`data.unit`, km/h or mph); the loss alone wo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -145,20 +146,24 @@ class Task(contract.Task):
 
     def inputs(self, path: str, options: Mapping[str, str]) -> Dataset:
         """Windows to forecast from. Options: origin (times separated by commas; default the last row), weather (a file),
-        allow_missing (nodes of the run may lack in the file), components (read by `table`)."""
-        return self._read(path, options, ("origin", "weather", "allow_missing", "components"), labelled=False)
+        start (time of the first row, where the file has no times), allow_missing (nodes of the run may lack in the file),
+        components (read by `table`)."""
+        return self._read(path, options, ("origin", "weather", "start", "allow_missing", "components"), labelled=False)
 
     def labelled(self, path: str, options: Mapping[str, str]) -> Dataset:
-        """Every window of a file whose targets lie in it. Options: weather (a file), allow_missing."""
-        return self._read(path, options, ("weather", "allow_missing"), labelled=True)
+        """Every window of a file whose targets lie in it. Options: weather (a file), start, allow_missing."""
+        return self._read(path, options, ("weather", "start", "allow_missing"), labelled=True)
 
     def _read(self, path: str, options: Mapping[str, str], known: tuple[str, ...], *, labelled: bool) -> Dataset:
         for name in options:
             if name not in known:
                 raise UserError(f"--option {name}: unknown option{nearest(name, known)}")
         origins = tuple(text.strip() for text in options.get("origin", "").split(",") if text.strip())
+        # data.start is where the training file begins: another file would silently get its weekdays and hours.
+        same = bool(self.config.data.path) and Path(path).resolve() == Path(self.config.data.path).resolve()
+        data = replace(self.config.data, start=options.get("start", self.config.data.start if same else ""))
         return traffic.inputs(
-            self.config.data, self.statistics, path, weather_path=options.get("weather", ""), origins=origins,
+            data, self.statistics, path, weather_path=options.get("weather", ""), origins=origins,
             allow_missing=_switch(options, "allow_missing"), labelled=labelled,
         )  # fmt: skip
 
