@@ -4,6 +4,7 @@ A .pt file is a zip of one pickle and raw storages. The unpickler knows tensors,
 refuses every other global: reading a file never runs code from it.
 """
 
+import codecs
 import collections
 import pickle
 import zipfile
@@ -109,6 +110,11 @@ class _Unpickler(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): _tensor,
             ("torch._utils", "_rebuild_parameter"): _parameter,
             ("torch", "Size"): tuple,
+            ("torch", "device"): str,
+            ("numpy", "dtype"): np.dtype,
+            ("_codecs", "encode"): codecs.encode,  # how NumPy scalars of a checkpoint's figures carry their bytes
+            **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
+            **{("torch", dtype): dtype for dtype in ("float32", "float64", "float16", "bfloat16", "int64", "int32", "bool")},
         }
         if (module, name) not in known:
             raise UserError(f"its pickle asks for '{module}.{name}', which is not allowed; save torch.save(model.state_dict(), ...) alone")
@@ -130,6 +136,10 @@ def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tup
         raise UserError(f"a tensor of shape {tuple(size)} reaches beyond its storage: the file is broken")
     strides = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides, writeable=False).copy()
+
+
+def _scalar(dtype: np.dtype, raw: bytes) -> Any:
+    return np.frombuffer(raw, dtype, 1)[0]  # refuses object dtypes
 
 
 def _parameter(data: np.ndarray, *_: Any) -> np.ndarray:
