@@ -5,12 +5,14 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxtrain.errors import UserError
 
 
 def run(command: Callable[[Sequence[str]], int]) -> None:
     """Run a command; a UserError or a full disk is one line and exit code 2, a traceback is a bug of ours."""
+    sys.unraisablehook = _unraisable
     try:
         code = command(sys.argv[1:])
     except UserError as error:
@@ -25,6 +27,13 @@ def run(command: Callable[[Sequence[str]], int]) -> None:
         sys.stdout.flush()
         if code:
             sys.exit(code)
+
+
+def _unraisable(fault: Any) -> None:
+    # When one array of a checkpoint cannot be read or written, the rest of Orbax's requests find their event loop gone:
+    # pages of tracebacks around the one line that counts.
+    if not (isinstance(fault.exc_value, RuntimeError) and "Event loop is closed" in str(fault.exc_value)):
+        sys.__unraisablehook__(fault)
 
 
 def fail(message: str, code: int = 2) -> None:

@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 from jaxtrain.engine.state import Params, TrainState
 from jaxtrain.errors import UserError
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax narrates every save
+logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates every save; its faults reach us as exceptions
 
 
 class Checkpoints:
@@ -67,7 +67,7 @@ class Checkpoints:
         try:
             saved = self._manager.save(step, args=arguments, metrics={"value": score}, force=True)
         except Exception as error:
-            raise self._write_failed(step, error) from error
+            raise self._write_failed(error) from error
         if not saved:
             raise RuntimeError(f"checkpoint {step} was refused; latest is {self.latest()}")
 
@@ -77,7 +77,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
         except Exception as error:
-            raise self._write_failed(None, error) from error
+            raise self._write_failed(error) from error
 
     def close(self) -> None:
         self._manager.close()
@@ -139,11 +139,13 @@ class Checkpoints:
         remedy = f"delete that folder to go on from step {max(others)}" if others else "no other checkpoint is left; start in a new folder"
         return UserError(f"checkpoint {self.folder / str(step)}: cannot be read ({_first_line(error)}); {remedy}")
 
-    def _write_failed(self, step: int | None, error: Exception) -> UserError:
-        what = f"step {step}" if step is not None else "the last save"
+    def _write_failed(self, error: Exception) -> UserError:
+        # Asked after a fault, the manager knows no step at all; a finished step's folder has lost its temporary suffix.
+        done = [int(p.name) for p in self.folder.iterdir() if p.name.isdigit()]
+        start = f"step {max(done)}" if done else "the start"
         return UserError(
-            f"checkpoints {self.folder}: {what} could not be written ({_first_line(error)}); "
-            f"make room and repeat the command, it goes on from step {self.latest()}"
+            f"checkpoints {self.folder}: the newest could not be written ({_first_line(error)}); "
+            f"make room and repeat the command, it goes on from {start}"
         )
 
 
