@@ -90,8 +90,7 @@ class TrainFeed:
     def __init__(self, dataset: Dataset, *, batch: int, seed: int, placement: str, workers: str, part: int = 0, parts: int = 1) -> None:
         if len(dataset) == 0:
             raise UserError("data: the training split is empty")
-        if dataset.weights is not None and not (np.all(dataset.weights >= 0) and 0 < dataset.weights.sum() < np.inf):
-            raise UserError("data: sampling weights must be finite, not negative, and not all zero")
+        check_weights(dataset)
         self.order = BatchOrder(len(dataset), batch, seed, dataset.weights, part, parts)
         self.make = MakeBatch(dataset, placement == "device")
         self.workers = self._count(workers)
@@ -141,6 +140,12 @@ class TrainFeed:
         if self._iterator is not None and hasattr(self._iterator, "close"):
             self._iterator.close()
         self._iterator = None
+
+
+def check_weights(dataset: Dataset) -> None:
+    """Raises UserError for sampling weights that nothing can be drawn with."""
+    if dataset.weights is not None and not (np.all(dataset.weights >= 0) and 0 < dataset.weights.sum() < np.inf):
+        raise UserError("data: sampling weights must be finite, not negative, and not all zero")
 
 
 def eval_batches(dataset: Dataset, *, batch: int, placement: str, part: int = 0, parts: int = 1) -> Iterator[Batch]:

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from jaxtrain.data.dataset import Dataset, Splits
 from jaxtrain.engine import config as configs
-from jaxtrain.engine import profile, report
+from jaxtrain.engine import optimizer, profile, report, steps
 from jaxtrain.engine.checkpoint import Checkpoints, check_leaves
 from jaxtrain.engine.clock import Clock, Stop
+from jaxtrain.engine.feed import check_weights
 from jaxtrain.engine.loop import Result, monitored, train_phase
 from jaxtrain.engine.program import build_model, place
 from jaxtrain.engine.run import CONFIG, SUMMARY, checkpoint_folder, make_task, open_run, read_config, save_statistics
 from jaxtrain.engine.scoring import HostSums, Scorer, Source, skill
 from jaxtrain.engine.sharding import Layout, layout
 from jaxtrain.engine.start import start_jax
-from jaxtrain.engine.state import Params
+from jaxtrain.engine.state import Params, Template
 from jaxtrain.errors import UserError
 from jaxtrain.tasks.task import Task
 
@@ -124,14 +126,27 @@ def check_folder(values: Mapping[str, Any], workdir: Path) -> dict[str, Any] | N
 
 
 def check_phase(task: Task, phase: configs.Phase, splits: Splits) -> Layout:
-    """Every split holds something; the batches divide over the devices; the model can be built."""
+    """Every split holds something; the batches divide over the devices; schedule, monitor and model fit."""
     for name, dataset in splits.named().items():
         if len(dataset) == 0:
             raise UserError(f"data: the {name} split is empty; change the fractions, gaps or window lengths")
     train = phase.engine.train
     devices = layout(train.batch, phase.engine.eval.batch, train.accumulate)
-    build_model(task, train.precision)
+    optimizer.schedule(phase.engine.optimizer, len(splits.train) / train.batch)
+    check_weights(splits.train)
+    template, params, model_state = build_model(task, train.precision)
+    if train.monitor:
+        names = score_names(task, template, params, model_state, splits.valid)
+        if train.monitor not in names:
+            raise UserError(f"config.train.monitor: no score is called {train.monitor!r}{configs.nearest(train.monitor, names)}")
     return devices
+
+
+def score_names(task: Task, template: Template, params: Params, model_state: Params, valid: Dataset) -> list[str]:
+    """The names of the scores that an evaluation will have, without computing one."""
+    batch = {**valid.gather(valid.arrays, valid.index[:1]), "mask": np.ones(1, np.float32)}
+    sums = jax.eval_shape(steps.score_call(task, template, None), params, model_state, {}, batch)
+    return [f"valid/{name}" for name in task.summarize({k: np.ones(v.shape) for k, v in sums.items()})]
 
 
 def open_checkpoints(workdir: Path, phases: list[configs.Phase], number: int, task: Task) -> Checkpoints:
