@@ -52,6 +52,16 @@ class Command:
         return subprocess.Popen(line, cwd=self.project, env={**os.environ, **environment}, text=True, stdout=pipe, stderr=pipe)
 
 
+def after_line(process: subprocess.Popen[str], text: str, count: int = 1) -> bool:
+    """Wait for the count-th line with this text on stderr; False when the process ended before."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        count -= text in line
+        if count == 0:
+            return True
+    return False
+
+
 def summary(workdir: Path) -> dict[str, Any]:
     return json.loads((workdir / "summary.json").read_text())
 

@@ -8,7 +8,7 @@ Presets (`configs/tides.py:NAME`; `NAME+NAME` applies several, left to right):
     host        batches built on the host
     weighted    recent examples drawn more often
     long        400 steps with an evaluation and a checkpoint every 10
-    two         two phases, the second slower and on its own batch order
+    two         two phases, the second slower; averaged weights
 """
 
 from ml_collections import ConfigDict
@@ -22,9 +22,9 @@ PRESETS = {
     "host": {"train.placement": "host", "train.workers": "0"},
     "weighted": {"data.weights": "recent"},
     "long": {"train.duration": "400st", "eval.every": "10st", "optimizer.decay": "400st", "report.log_every": "10st"},
-    "two": {"phases": (
-        {"name": "coarse", "train": {"duration": "40st"}},
-        {"name": "fine", "carry": "last", "train": {"duration": "30st"}, "optimizer": {"lr": 1e-3, "schedule": "constant"}},
+    "two": {"eval.every": "10st", "train.ema": 0.9, "phases": (
+        {"name": "coarse", "train": {"duration": "100st"}, "optimizer": {"decay": "100st"}},
+        {"name": "fine", "carry": "last", "train": {"duration": "80st"}, "optimizer": {"lr": 1e-3, "schedule": "constant"}},
     )},
 }  # fmt: skip
 
