@@ -71,7 +71,8 @@ def _read_matrix_layout(config: DataConfig, path: str, layout: str) -> Series:
 def _place(config: DataConfig, path: str, time: np.ndarray | None, speed: np.ndarray, label: Label) -> tuple[np.ndarray, np.ndarray]:
     if time is None:
         if not config.start:
-            raise UserError(f"{path}: the file has no times; set data.start (predict, evaluate: --option start=...), for example 2012-03-01T00:00")
+            hint = "set data.start, for example 2012-03-01T00:00 (predict, evaluate: --option start=...)"
+            raise UserError(f"{path}: the file has no times; {hint}")
         first = parse_stamp(config.start, config.timezone, "config.data.start")
         return first + config.step_seconds * np.arange(len(speed), dtype=np.int64), speed
     if config.grid == "runs":
