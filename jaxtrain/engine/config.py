@@ -265,6 +265,8 @@ def phases(values: Mapping[str, Any]) -> list[Phase]:
         where = f"phases[{number}]"
         if not isinstance(override, Mapping) or "name" not in override:
             raise UserError(f"config.{where}: expected a section with a name, got {override!r}")
+        if not re.fullmatch(r"[\w.-]+", str(override["name"])):
+            raise UserError(f"config.{where}.name: {override['name']!r} names a folder; use letters, digits, '-', '_' and '.'")
         merged = json.loads(json.dumps({k: v for k, v in values.items() if k != "phases"}))
         for key, part in override.items():
             if key in PHASE_KEYS:
@@ -279,7 +281,7 @@ def phases(values: Mapping[str, Any]) -> list[Phase]:
         carry = override.get("carry", "best")
         if carry not in ("best", "last", "none"):
             raise UserError(f"config.{where}.carry: {carry!r} is not supported (known: best, last, none)")
-        result.append(Phase(override["name"], carry, engine_config(merged), task_sections(merged)))
+        result.append(Phase(str(override["name"]), carry, engine_config(merged), task_sections(merged)))
     names = [p.name for p in result]
     if len(set(names)) < len(names):
         raise UserError(f"config.phases: every phase needs a name of its own, got {', '.join(names)}")
