@@ -20,7 +20,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.nn import mixture as mixtures
 from jaxtrain.nn.attention import MultiHeadAttention
 from jaxtrain.nn.dropout import Dropout
-from jaxtrain.nn.graph import Buffer, GATv2, Graph, GraphAttention, PairBias, table_graph
+from jaxtrain.nn.graph import Buffer, GATv2, Graph, GraphAttention, PairBias, over_batch, table_graph
 from jaxtrain.nn.mixture import Mixture
 
 CHOICES = {
@@ -33,6 +33,7 @@ CHOICES = {
     "output_space": ("normalized", "raw"),
 }
 CHANNELS = ("speed", "observed", "deviation")
+SAVED_PER_TOKEN = 30  # activations that a block keeps for its backward pass, in units of d
 SIGMA_FLOOR = 0.02
 SIGMA_CLIP = (0.1, 10.0)
 SIGMA_BIAS = -0.4844  # 0.02 + softplus(-0.4844) = 0.5
@@ -112,9 +113,9 @@ class Block(nnx.Module):
         self.norm_fusion = _norm(d, dtype, rngs)
         self.dropout = Dropout(config.dropout)
 
-    def __call__(self, x: jax.Array, graph: Graph, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, jax.Array]:
-        """The fused activations, and the gate's mean () (1 = all spatial)."""
-        s = self.norm_spatial(self.spatial(x, graph, rngs))
+    def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, jax.Array]:
+        """The fused activations, and the gate's mean () (1 = all spatial); bias: `spatial.pair_bias(graph, rngs)`."""
+        s = self.norm_spatial(self.spatial(x, graph, bias, rngs))
         m = self.norm_temporal(x + self.dropout(self.temporal(x, rngs=rngs), rngs=rngs))
         hidden = self.dropout(_gelu(self.expand(m)), rngs=rngs)
         m = self.norm_ffn(m + self.dropout(self.contract(hidden), rngs=rngs))
@@ -215,7 +216,7 @@ class STMGT(nnx.Module):
         activations, gates, attention = [], [], []
         for block in self.blocks:
             attention.append(jnp.moveaxis(block.spatial.weights(x, graph)[:, node], 1, 2))
-            x, gate = block(x, graph)
+            x, gate = block(x, graph, block.spatial.pair_bias(graph, None))
             activations.append(x)
             gates.append(gate)
         return {"activations": jnp.stack(activations), "gate": jnp.stack(gates), "attention": jnp.stack(attention)}
@@ -252,15 +253,10 @@ class STMGT(nnx.Module):
         return self.embedding(stacked, slot, dow, slot * (self.constants["step_minutes"][...] / 60))
 
     def _run(self, block: Block, x: jax.Array, graph: Graph, rngs: nnx.Rngs | None) -> jax.Array:
+        bias = block.spatial.pair_bias(graph, rngs)
         if not self.config.remat:
-            return block(x, graph, rngs)[0]
-        key = None if rngs is None else rngs.dropout()  # drawn outside: the recomputation must see the same masks
-
-        @jax.checkpoint
-        def run(x: jax.Array) -> jax.Array:
-            return block(x, graph, None if key is None else nnx.Rngs(dropout=key))[0]
-
-        return run(x)
+            return block(x, graph, bias, rngs)[0]
+        return over_batch(lambda x, rngs: block(x, graph, bias, rngs)[0], x, rngs, floats=SAVED_PER_TOKEN * x[0].size)
 
     def _read(self, x: jax.Array, batch: Mapping[str, jax.Array], rngs: nnx.Rngs | None) -> Mixture:
         pooled = x.mean(axis=2) if self.config.readout == "mean" else x

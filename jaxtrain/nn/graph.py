@@ -125,9 +125,9 @@ class GATv2(nnx.Module):
         self.pair_bias = bias
         self.dropout = Dropout(dropout)
 
-    def __call__(self, x: jax.Array, graph: Graph, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """bias (N, L, H): `self.pair_bias(graph, rngs)`, drawn by the caller so that all parts of a batch share it."""
         assert graph.neighbors is not None
-        bias = self.pair_bias(graph, rngs)
 
         def attend(x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
             gathered, weights = self._attend(x, graph, bias)
@@ -171,8 +171,8 @@ class GraphAttention(nnx.Module):
         self.pair_bias = bias
         self.dropout = Dropout(dropout)
 
-    def __call__(self, x: jax.Array, graph: Graph, rngs: nnx.Rngs | None = None) -> jax.Array:
-        bias = self.pair_bias(graph, rngs)
+    def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+        """bias (N, L, H): `self.pair_bias(graph, rngs)`, drawn by the caller so that all parts of a batch share it."""
 
         def attend(x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
             value, weights = self._attend(x, graph, bias)

@@ -53,7 +53,7 @@ def test_gatv2_on_five_nodes_by_hand() -> None:
             scores = [a[h] @ np.where(v + own > 0, v + own, 0.2 * (v + own)) + beta[relation[i, s], h] + lam[h] * log_weight[i, s]
                       for s, v in enumerate(values)]  # fmt: skip
             want[b, i, t] += softmax(np.array(scores)) @ np.array(values) / heads
-    np.testing.assert_allclose(layer(jnp.asarray(x), graph), want + bias, atol=1e-5)
+    np.testing.assert_allclose(layer(jnp.asarray(x), graph, layer.pair_bias(graph, None)), want + bias, atol=1e-5)
 
 
 @pytest.mark.parametrize("every_pair", [False, True])
@@ -77,7 +77,7 @@ def test_dot_attention_by_hand(every_pair: bool) -> None:
                 scores.append(q[b, i, t, cols] @ k[b, j, t, cols] / np.sqrt(2) + pair)
             mixed[b, i, t, cols] = softmax(np.array(scores)) @ np.array([v[b, j, t, cols] for j in sources])
     want = mixed @ np.asarray(layer.output.kernel[...]) + np.asarray(layer.output.bias[...])
-    np.testing.assert_allclose(layer(jnp.asarray(x), graph), want, atol=1e-5)
+    np.testing.assert_allclose(layer(jnp.asarray(x), graph, layer.pair_bias(graph, None)), want, atol=1e-5)
     weights = layer.weights(jnp.asarray(x), graph)
     assert weights.shape == (2, 5, 5 if every_pair else 4, 3, heads)
     np.testing.assert_allclose(weights.sum(axis=2), 1, atol=1e-6)
