@@ -8,6 +8,8 @@ from typing import Any
 
 import jax
 
+from jaxtrain.engine.sharding import AnyProcess
+
 
 @dataclass
 class Clock:
@@ -55,17 +57,17 @@ class Meter:
 class Stop:
     """SIGTERM and the first Ctrl-C ask for a checkpoint and a clean exit; a second Ctrl-C interrupts at once.
 
-    With several processes JAX's preemption service catches SIGTERM, in any of them, and agrees on the call of `asked`
-    at which all of them stop; a handler of our own would keep the signal from it.
+    Several processes stop together when one of them is asked. (JAX's preemption service offers the same, but Orbax counts
+    steps in it at every save and the two counts would mix; so it is off.)
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
         self._before: dict[int, Any] = {}
-        self._calls, self._reached = 0, False
+        self._agreed, self._reached = AnyProcess(), False
 
     def __enter__(self) -> "Stop":
-        for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ():
+        for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -79,12 +81,7 @@ class Stop:
         self.signal = number
 
     def asked(self) -> bool:
-        """Call it equally often on every process; the same answer on all of them."""
-        if jax.process_count() == 1:
-            return self.signal is not None
-        if not self._reached:
-            from jax.experimental import multihost_utils
-
-            self._calls += 1  # the service compares for equality: a counter of steps would jump over the agreed value
-            self._reached = bool(multihost_utils.reached_preemption_sync_point(self._calls))
+        """Call it equally often on every process, once per dispatch; the same answer on all of them."""
+        asked = self.signal is not None
+        self._reached = self._reached or (asked if jax.process_count() == 1 else self._agreed.before(asked))
         return self._reached

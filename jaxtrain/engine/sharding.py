@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -17,6 +18,7 @@ def start_distributed() -> None:
     SLURM, Open MPI, GKE and TPU pods are detected by JAX when JAXTRAIN_DISTRIBUTED=auto. Without a scheduler set
     JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process.
     """
+    jax.config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM from us, see `clock.Stop`
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address:
         try:
@@ -82,3 +84,22 @@ def layout(batch: int, eval_batch: int, accumulate: int) -> Layout:
         if value % n:
             raise UserError(f"config.{key}: {value} examples do not divide over {n} devices; use a multiple of {n}")
     return Layout(jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,)))
+
+
+class AnyProcess:
+    """Whether any process said yes, the same answer everywhere, one question late so that nobody waits for it."""
+
+    def __init__(self) -> None:
+        self._pending: Any = None
+        self._call: Any = None
+
+    def before(self, yes: bool) -> bool:
+        """Ask; the answer to the question before (the first time: False). Every process must ask equally often."""
+        if self._call is None:
+            mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+            self._sharding = NamedSharding(mesh, PartitionSpec("data"))
+            self._call = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
+        answer = self._pending is not None and bool(jax.device_get(self._pending))
+        flags = np.full(jax.local_device_count(), yes, np.int32)
+        self._pending = self._call(jax.make_array_from_process_local_data(self._sharding, flags))
+        return answer
