@@ -7,7 +7,7 @@ Presets (`configs/tides.py:NAME`; `NAME+NAME` applies several, left to right):
     accumulate  the same batch in four micro-batches
     host        batches built on the host
     weighted    recent examples drawn more often
-    long        400 steps with an evaluation and a checkpoint every 10
+    long        200 steps with an evaluation and a checkpoint every 10
     two         two phases, the second slower; averaged weights
 """
 
@@ -21,7 +21,7 @@ PRESETS = {
     "accumulate": {"train.accumulate": 4},
     "host": {"train.placement": "host", "train.workers": "0"},
     "weighted": {"data.weights": "recent"},
-    "long": {"train.duration": "400st", "eval.every": "10st", "optimizer.decay": "400st", "report.log_every": "10st"},
+    "long": {"train.duration": "200st", "eval.every": "10st", "optimizer.decay": "200st", "report.log_every": "10st"},
     "two": {"eval.every": "10st", "train.ema": 0.9, "phases": (
         {"name": "coarse", "train": {"duration": "100st"}, "optimizer": {"decay": "100st"}},
         {"name": "fine", "carry": "last", "train": {"duration": "80st"}, "optimizer": {"lr": 1e-3, "schedule": "constant"}},
