@@ -97,13 +97,11 @@ class Scorer:
             batches.append({name: self._forecast(forecast, batch) for name, forecast in forecasts.items()})
         return {"model": self.model(sample, params, model_state), **self.naive(sample), **nested_total(batches)}
 
-    def predict(self, dataset: Dataset, params: Params, model_state: Params, batch: int) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-        """rows (B, k) -> forecast and gathered batch as NumPy arrays, for any B (computed in padded batches)."""
+    def predict(self, dataset: Dataset, params: Params, model_state: Params, batch: int) -> Callable[..., dict[str, np.ndarray]]:
+        """(rows (B, k), **options of the task's predict) -> forecast and gathered batch as NumPy arrays, for any B."""
 
-        call = self.predict_call()
-
-        def run(rows: np.ndarray) -> dict[str, np.ndarray]:
-            parts = []
+        def run(rows: np.ndarray, **options: Any) -> dict[str, np.ndarray]:
+            call, parts = self.predict_call(**options), []
             for padded, mask in padded_rows(rows, batch):
                 inputs = dict(dataset.gather(dataset.arrays, padded))
                 forecast = jax.device_get(call(params, model_state, inputs))

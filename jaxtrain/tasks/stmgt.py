@@ -237,11 +237,12 @@ class Task(contract.Task):
         found["tod"]["p_congested"] = self._usual_congestion(batch)
         return found
 
-    def predict(self, model: nnx.Module, batch: Batch, denormalize: bool | None = None) -> Forecast:
+    def predict(self, model: nnx.Module, batch: Batch, denormalize: bool | None = None, attention_of: int | None = None) -> Forecast:
         """median, mean, std, p_congested, last, damped (B, P, N), quantiles (B, P, N, Q), component_* (B, P, N, K).
 
         denormalize: None follows the run (physical units); False returns the network's own numbers (normalised units,
         without last, damped and p_congested); True on a raw-scale run is a UserError, for it would scale twice.
+        attention_of: adds `attention` (B, L, T, slots, H) of that node and `gate` (B, L), the share of the spatial branch.
         """
         assert isinstance(model, network.STMGT)
         if denormalize and self.config.model.output_space == "raw":
@@ -263,6 +264,10 @@ class Task(contract.Task):
         if denormalize is not False:
             naive = network.naive_forecasts(batch, self._constant("profile"), self._constant("damping"))
             forecast |= {"p_congested": self._congested(mixture), "last": naive["last"], "damped": naive["damped"]}
+        if attention_of is not None:
+            found = model.inspect(batch, attention_of)
+            gate = jnp.broadcast_to(found["gate"], (len(batch["speed"]), *found["gate"].shape))
+            forecast |= {"attention": jnp.moveaxis(found["attention"], 0, 1), "gate": gate}
         return forecast
 
     def _congested(self, mixture: Mixture) -> jax.Array:
@@ -336,7 +341,7 @@ class Task(contract.Task):
         """Arrays given by hand, checked and filled; see `stmgt_serving.complete`."""
         return serving.complete(self.config.data, self.statistics, batch)
 
-    def figures(self, predict: Callable[[np.ndarray], dict[str, np.ndarray]], dataset: Dataset,
+    def figures(self, predict: Callable[..., dict[str, np.ndarray]], dataset: Dataset,
                 sums: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, Any]:  # fmt: skip
         """{name: matplotlib figure}: forecasts of three nodes, error by horizon and hour, gain by place, calibration, an incident."""
         from jaxtrain.tasks import stmgt_figures

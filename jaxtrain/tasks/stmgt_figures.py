@@ -12,7 +12,7 @@ from jaxtrain.data.dataset import Dataset, Statistics
 from jaxtrain.data.traffic_config import DataConfig
 from jaxtrain.tasks.stmgt_scores import PIT_BINS, grouped
 
-Predict = Callable[[np.ndarray], dict[str, np.ndarray]]
+Predict = Callable[..., dict[str, np.ndarray]]
 Sums = Mapping[str, Mapping[str, np.ndarray]]  # forecaster -> sums
 COLORS = {"model": "#1f5fa8", "oracle": "#2e8b57", "damped": "#d98324", "last": "#8c8c8c", "tod": "#a678b4"}
 INK = "#222222"
@@ -20,6 +20,8 @@ DAYS = 2  # shown of the first split days
 MAX_WINDOWS = 192  # predicted for the time series: enough for a point every 15 minutes
 CHUNK = 64  # windows per call of the model
 PLOTTED_NODES = 3
+ATTENTION_WINDOWS = 16
+RELATIONS = ("self", "upstream", "downstream", "both", "none")
 JAM_STEPS = 4  # input steps that a jam must have lasted
 
 
@@ -35,6 +37,7 @@ def draw(data: DataConfig, horizons: Mapping[str, int], levels: tuple[float, ...
         "mae_by_horizon": mae_by_horizon(data, sums),
         "mae_by_hour": mae_by_hour(data, sums),
         "calibration": calibration(sums),
+        "attention": attention(statistics, predict, rows),
     }
     if {"model", "damped"} <= sums.keys():
         figures["gain"] = gain(statistics, sums)
@@ -268,6 +271,35 @@ def gain(statistics: Statistics, sums: Sums) -> Any:
     else:
         axis.set_aspect(1 / np.cos(np.radians(place[:, 1].mean())), adjustable="datalim")  # a degree of longitude is shorter
     axis.margins(0.06)
+    return figure
+
+
+def attention(statistics: Statistics, predict: Predict, rows: np.ndarray) -> Any:
+    """Where the busiest junction looks: attention by relation and block, beside an even spread over the same slots."""
+    mask = statistics["neighbor_mask"]
+    node = int(mask.sum(1).argmax())
+    found = predict(rows[:: max(1, len(rows) // ATTENTION_WINDOWS)], attention_of=node)
+    weights = found["attention"].mean(axis=(0, 2, 4))  # (L, slots)
+    relation = np.where(mask[node], statistics["relation"][node], len(RELATIONS) - 1)
+    if weights.shape[1] != len(relation):  # all nodes attend: a slot is a node
+        everyone = np.full(weights.shape[1], len(RELATIONS) - 1)
+        everyone[statistics["neighbors"][node][mask[node]]] = statistics["relation"][node][mask[node]]
+        relation, counts = everyone, np.bincount(everyone, minlength=len(RELATIONS))
+    else:
+        counts = np.bincount(relation[mask[node]], minlength=len(RELATIONS))
+    shown = np.flatnonzero(counts)
+    figure, axes = _axes(8, 4)
+    axis, blocks = axes[0, 0], len(weights)
+    for block in range(blocks):
+        shares = [weights[block][relation == kind].sum() for kind in shown]
+        gate = found["gate"][:, block].mean()
+        place = np.arange(len(shown)) + (block - (blocks - 1) / 2) * 0.8 / blocks
+        axis.bar(place, shares, 0.75 / blocks, color=f"C{block}", label=f"block {block + 1} (gate {gate:.2f} spatial)")
+    axis.plot(np.arange(len(shown)), counts[shown] / counts.sum(), "_", color=INK, markersize=40, label="even spread")
+    axis.set_xticks(np.arange(len(shown)), [f"{RELATIONS[kind]} ({counts[kind]})" for kind in shown])
+    axis.set_ylabel("share of attention")
+    axis.set_title(f"Where node {statistics['node_ids'][node]} looks, by relation (slots)", loc="left", fontsize=11)
+    axis.legend(fontsize=8)
     return figure
 
 

@@ -120,10 +120,10 @@ class Task(abc.ABC):
         raise NotImplementedError
 
     def figures(
-        self, predict: Callable[[np.ndarray], dict[str, np.ndarray]], dataset: Dataset, sums: Mapping[str, Mapping[str, np.ndarray]]
+        self, predict: Callable[..., dict[str, np.ndarray]], dataset: Dataset, sums: Mapping[str, Mapping[str, np.ndarray]]
     ) -> dict[str, Any]:
-        """{name: matplotlib figure}. predict: rows (B, k) -> forecast plus the gathered batch, any B, on the
-        host; sums: forecaster ("model", naive names, "oracle") -> sums over `dataset`."""
+        """{name: matplotlib figure}. predict: (rows (B, k), **options of `predict`) -> forecast plus the
+        gathered batch, any B, on the host; sums: forecaster ("model", naive names, "oracle") -> sums over `dataset`."""
         return {}
 
     # Optional facts the engine uses --------------------------------------------------------------------
