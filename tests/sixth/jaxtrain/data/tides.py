@@ -44,7 +44,7 @@ def splits(config: DataConfig) -> Splits:
         train = Dataset(train.arrays, train.index, train.gather, np.linspace(0, 1, len(train)))
     elif config.weights != "none":
         raise UserError(f"config.data.weights: {config.weights!r} is not supported (known: none, recent)")
-    past = level[: borders[1]]
+    past = np.where(np.isfinite(level), level, 0)[: borders[1]]
     return Splits(train, valid, test, {"mean": past.mean(0), "std": past.std(0)}, notes=("three gauges",))
 
 
