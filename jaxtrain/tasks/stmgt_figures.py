@@ -295,7 +295,8 @@ def attention(statistics: Statistics, predict: Predict, rows: np.ndarray) -> Any
         gate = found["gate"][:, block].mean()
         place = np.arange(len(shown)) + (block - (blocks - 1) / 2) * 0.8 / blocks
         axis.bar(place, shares, 0.75 / blocks, color=f"C{block}", label=f"block {block + 1} (gate {gate:.2f} spatial)")
-    axis.plot(np.arange(len(shown)), counts[shown] / counts.sum(), "_", color=INK, markersize=40, label="even spread")
+    place = np.arange(len(shown))
+    axis.hlines(counts[shown] / counts.sum(), place - 0.45, place + 0.45, color=INK, linestyle="--", linewidth=1, label="even spread")
     axis.set_xticks(np.arange(len(shown)), [f"{RELATIONS[kind]} ({counts[kind]})" for kind in shown])
     axis.set_ylabel("share of attention")
     axis.set_title(f"Where node {statistics['node_ids'][node]} looks, by relation (slots)", loc="left", fontsize=11)

@@ -15,7 +15,7 @@ from jaxtrain.tasks.stmgt import make_task
 
 pytest.importorskip("matplotlib")
 CONFIG = Path(__file__).parents[2] / "configs" / "stmgt.py"
-NAMES = {"forecasts", "incident", "mae_by_horizon", "mae_by_hour", "calibration", "gain"}
+NAMES = {"forecasts", "incident", "mae_by_horizon", "mae_by_hour", "calibration", "gain", "attention"}
 
 
 @pytest.fixture(scope="module")
@@ -26,14 +26,15 @@ def drawn():
     task = task.with_statistics(splits.statistics)
     dataset = Dataset(splits.test.arrays, splits.test.index[::8], splits.test.gather)
     graph, state = nnx.split(nnx.view(task.build(nnx.Rngs(0)), deterministic=True))
-    call = jax.jit(lambda batch: task.predict(nnx.merge(graph, state), batch))
+    call = jax.jit(lambda batch, **options: task.predict(nnx.merge(graph, state), batch, **options), static_argnames="attention_of")
     asked = []
 
-    def predict(rows):
-        asked.append(rows)
+    def predict(rows, **options):
+        if not options:
+            asked.append(rows)
         (padded, mask), = padded_rows(rows, 64)
         inputs = dataset.gather(dataset.arrays, padded)
-        return {name: np.asarray(value)[: len(rows)] for name, value in {**inputs, **call(inputs)}.items()}
+        return {name: np.asarray(value)[: len(rows)] for name, value in {**inputs, **call(inputs, **options)}.items()}
 
     batch = {**dataset.gather(dataset.arrays, dataset.index), "mask": np.ones(len(dataset), np.float32)}
     scored = {"model": jax.jit(lambda b: task.score(nnx.merge(graph, state), b))(batch)}
@@ -98,3 +99,12 @@ def test_graph_without_positions_is_laid_out_with_neighbours_close():
     distance = np.linalg.norm(place[:, None] - place[None], axis=-1)
     assert np.isfinite(place).all()
     assert distance[linked > 0].mean() < 0.6 * distance[(linked == 0) & ~np.eye(12, dtype=bool)].mean()
+
+
+def test_attention_shares_of_a_block_sum_to_one(drawn):
+    figure, _, statistics = drawn[0]["attention"], drawn[1], drawn[1].statistics
+    blocks = drawn[1].config.model.blocks
+    heights = np.array([bar.get_height() for bar in figure.axes[0].patches]).reshape(blocks, -1)
+    kinds = np.unique(statistics["relation"][statistics["neighbor_mask"].sum(1).argmax()])
+    assert heights.shape[1] <= len(kinds)
+    np.testing.assert_allclose(heights.sum(1), 1, atol=1e-5)
