@@ -52,6 +52,7 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
 
     if not quiet:
         workdir.mkdir(parents=True, exist_ok=True)
+        lock = hold(workdir)  # until this process ends  # noqa: F841
         report.write_json(workdir / CONFIG, values)
         save_statistics(workdir, statistics)
     if jax.process_count() > 1:
@@ -123,6 +124,22 @@ def check_folder(values: Mapping[str, Any], workdir: Path) -> dict[str, Any] | N
     except (OSError, ValueError):
         return None
     return summary if summary.get("status") == "finished" else None
+
+
+def hold(workdir: Path) -> Any:
+    """A lock on the run folder for as long as the result lives. Raises UserError while another process trains in it."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    file = (workdir / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"--workdir {workdir}: another process is training in it; wait for it, or name another folder") from None
+    except OSError:
+        pass  # a file system without locks
+    return file
 
 
 def check_phase(task: Task, phase: configs.Phase, splits: Splits) -> Layout:
