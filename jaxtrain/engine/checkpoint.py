@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint.checkpoint_managers import preservation_policy as keep
 
+from jaxtrain.engine.sharding import everywhere
 from jaxtrain.engine.state import Params, TrainState
 from jaxtrain.errors import UserError
 
@@ -107,7 +108,7 @@ class Checkpoints:
         """
         found = self._metadata(step).params
         averaged = bool(found["ema"])
-        sharding = sharding or SingleDeviceSharding(jax.devices()[0])
+        sharding = sharding or (SingleDeviceSharding(jax.devices()[0]) if jax.process_count() == 1 else everywhere())
         stored = (
             params
             if not averaged

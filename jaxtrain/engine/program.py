@@ -107,11 +107,11 @@ def restore_or_initialise(
         return checkpoints.restore(latest, program.abstract)
     state = program.initialise()
     if carried is not None:
-        params, model_state = carried
+        params, model_state = layout.put(carried, layout.replicated())
         # Constants of the model (statistics) are this run's own; running averages come along with the weights.
         keep = {k: model_state[k] for k in program.template.running}
-        restart = steps.restart(state, params, keep)
-        state = layout.put(jax.device_get(restart), jax.tree.map(lambda x: x.sharding, program.abstract))
+        shardings = jax.tree.map(lambda x: x.sharding, program.abstract)
+        state = jax.jit(steps.restart, out_shardings=shardings)(state, params, keep)
     if first_step:
         state = replace(state, step=layout.put(np.int32(first_step), layout.replicated()))
     return state

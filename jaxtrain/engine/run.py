@@ -163,7 +163,7 @@ def write_run(workdir: str | Path, values: Mapping[str, Any], statistics: Statis
 
 def single_device() -> Layout:
     """A layout for commands that serve: one device."""
-    return Layout(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1]))
+    return Layout(jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.local_devices()[:1]))
 
 
 def _mode(task: Task, phase: configs.Phase) -> str:

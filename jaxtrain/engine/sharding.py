@@ -86,6 +86,11 @@ def layout(batch: int, eval_batch: int, accumulate: int) -> Layout:
     return Layout(jax.make_mesh((n,), ("data",), axis_types=(AxisType.Auto,)))
 
 
+def everywhere() -> NamedSharding:
+    """One copy on every device of every process."""
+    return Layout(jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))).replicated()
+
+
 class AnyProcess:
     """Whether any process said yes, the same answer everywhere, one question late so that nobody waits for it."""
 
