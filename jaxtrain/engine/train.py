@@ -228,21 +228,16 @@ def test(workdir: Path, phases: list[configs.Phase], number: int, task: Task, sp
                     task = task.with_statistics(calibration)
                     if jax.process_index() == 0:
                         save_statistics(workdir, task.statistics)
-            scores[name] = scored(task, scorer, source, sums, params, model_state, oracle=name == "test")
+            sampled = scorer.oracle(source, params, model_state) if name == "test" and jax.process_count() == 1 else None
+            scores[name] = scored(task, sums, sampled, scorer.oracle_every(source))
             if name == "test" and phase.engine.report.figures and jax.process_index() == 0:
-                draw(
-                    workdir,
-                    task,
-                    scorer,
-                    dataset,
-                    params,
-                    model_state,
-                    phase.engine.eval.batch,
-                    sums,
-                    result.step,
-                    phase.engine.report.tensorboard,
-                    progress,
-                )
+                host = replace(scorer, task=task, placement="host", gather=None)
+                predict = host.predict(dataset, params, model_state, phase.engine.eval.batch)
+                shown = {**sums, "oracle": sampled["oracle"]} if sampled else sums
+                log = report.Log(workdir, tensorboard=phase.engine.report.tensorboard, resume_step=result.step)
+                paths = report.save_figures(workdir, task.figures(predict, dataset, shown), log, result.step)
+                log.close()
+                progress.say(f"{len(paths)} figures in {workdir / 'figures'}")
     headline = list(task.headline)
     extra = {name: s for name, s in scores.items() if name not in ("valid", "test")}
     return {
@@ -254,35 +249,16 @@ def test(workdir: Path, phases: list[configs.Phase], number: int, task: Task, sp
     }
 
 
-def scored(
-    task: Task, scorer: Scorer, source: Source, sums: Mapping[str, HostSums], params: Params, model_state: Params, *, oracle: bool
-) -> dict[str, Any]:
-    """{"test": scores, "naive": {name: scores}, "oracle": ..., "skill": ...} of one split."""
+def scored(task: Task, sums: Mapping[str, HostSums], sampled: Mapping[str, HostSums] | None, every: int) -> dict[str, Any]:
+    """{"test": scores, "naive": {name: scores}} of one split; with a sample also "oracle" and "skill"."""
     result: dict[str, Any] = {
         "test": task.summarize(sums["model"]),
         "naive": {name: task.summarize(s) for name, s in sums.items() if name != "model"},
     }
-    if oracle and jax.process_count() == 1:
-        sampled = scorer.oracle(source, params, model_state)
-        if sampled is not None:
-            result["oracle"] = {"every": scorer.oracle_every(source), "scores": task.summarize(sampled["oracle"])}
-            result["skill"] = skill(task, sampled)
+    if sampled:
+        result["oracle"] = {"every": every, "scores": task.summarize(sampled["oracle"])}
+        result["skill"] = skill(task, sampled)
     return result
-
-
-def draw(workdir: Path, task: Task, scorer: Scorer, dataset: Dataset, params: Params, model_state: Params, batch: int,
-         sums: Mapping[str, HostSums], step: int, tensorboard: bool, progress: report.Progress) -> None:  # fmt: skip
-    """The task's figures below `figures/` and in TensorBoard."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    one = replace(scorer, task=task, placement="host", gather=None)
-    figures = task.figures(one.predict(dataset, params, model_state, batch), dataset, sums)
-    if figures:
-        log = report.Log(workdir, tensorboard=tensorboard, resume_step=step)
-        paths = report.save_figures(workdir, figures, log, step)
-        log.close()
-        progress.say(f"{len(paths)} figures in {workdir / 'figures'}")
 
 
 def render(summary: Mapping[str, Any]) -> str:
