@@ -21,6 +21,7 @@ from jaxtrain.nn import mixture as mixtures
 from jaxtrain.nn.attention import MultiHeadAttention
 from jaxtrain.nn.dropout import Dropout
 from jaxtrain.nn.graph import Buffer, GATv2, Graph, GraphAttention, PairBias, over_batch, table_graph
+from jaxtrain.nn.linear import Linear
 from jaxtrain.nn.mixture import Mixture
 
 CHOICES = {
@@ -104,9 +105,9 @@ class Block(nnx.Module):
         spatial = GATv2 if config.spatial == "gatv2" else GraphAttention
         self.spatial = spatial(d, config.heads, config.dropout, bias, dtype=dtype, rngs=rngs)
         self.temporal = MultiHeadAttention(d, config.heads, config.dropout, dtype=dtype, rngs=rngs)
-        self.expand = nnx.Linear(d, config.ffn * d, dtype=dtype, rngs=rngs)
-        self.contract = nnx.Linear(config.ffn * d, d, dtype=dtype, rngs=rngs)
-        self.gate = nnx.Linear(2 * d, d, dtype=dtype, rngs=rngs)
+        self.expand = Linear(d, config.ffn * d, dtype=dtype, rngs=rngs)
+        self.contract = Linear(config.ffn * d, d, dtype=dtype, rngs=rngs)
+        self.gate = Linear(2 * d, d, dtype=dtype, rngs=rngs)
         self.norm_spatial = _norm(d, dtype, rngs)
         self.norm_temporal = _norm(d, dtype, rngs)
         self.norm_ffn = _norm(d, dtype, rngs)
@@ -129,15 +130,15 @@ class Embedding(nnx.Module):
     def __init__(self, config: Config, nodes: int, in_steps: int, slots: int, *, dtype: Any, rngs: nnx.Rngs):
         d = config.width
         self.hour, self.dtype = config.hour, dtype
-        self.channels = nnx.Linear(len(config.inputs), d, dtype=dtype, rngs=rngs)
+        self.channels = Linear(len(config.inputs), d, dtype=dtype, rngs=rngs)
         self.weekday = _table((7, d // 2), rngs)
         self.weekend = _table((2, d // 4), rngs)
-        self.calendar = nnx.Linear(2 + d // 2 + d // 4, d, dtype=dtype, rngs=rngs)
+        self.calendar = Linear(2 + d // 2 + d // 4, d, dtype=dtype, rngs=rngs)
         self.position = _table((in_steps, d), rngs) if config.position else None
         self.slot = _table((slots, d), rngs) if config.slot_embedding else None
         steps = in_steps if config.adaptive_per_step else 1
         self.adaptive = _table((nodes, steps, config.adaptive_dim), rngs) if config.adaptive_dim else None
-        self.adaptive_map = nnx.Linear(config.adaptive_dim, d, dtype=dtype, rngs=rngs) if config.adaptive_dim else None
+        self.adaptive_map = Linear(config.adaptive_dim, d, dtype=dtype, rngs=rngs) if config.adaptive_dim else None
 
     def __call__(self, channels: jax.Array, slot: jax.Array, dow: jax.Array, hours: jax.Array) -> jax.Array:
         """channels (B, N, T, C); slot, dow (B, T) int32; hours (B, T) float32 with their fraction."""
@@ -161,7 +162,7 @@ class Weather(nnx.Module):
     """Cross-attention from traffic tokens (B, ..., d) to the weather history (B, T, 3), in z-scores."""
 
     def __init__(self, config: Config, *, dtype: Any, rngs: nnx.Rngs):
-        self.inputs = nnx.Linear(3, config.width, dtype=dtype, rngs=rngs)
+        self.inputs = Linear(3, config.width, dtype=dtype, rngs=rngs)
         self.attention = MultiHeadAttention(config.width, config.heads, config.dropout, dtype=dtype, rngs=rngs)
         self.norm = _norm(config.width, dtype, rngs)
         self.dropout = Dropout(config.dropout)
@@ -194,7 +195,7 @@ class STMGT(nnx.Module):
         self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.blocks)])
         self.weather = Weather(config, dtype=dtype, rngs=rngs) if "weather_mean" in statistics else None
         features = config.width * (in_steps if config.readout == "horizon" else 1)
-        self.head = nnx.Linear(features, 3 * out_steps * config.components, dtype=jnp.float32, rngs=rngs,
+        self.head = Linear(features, 3 * out_steps * config.components, dtype=jnp.float32, rngs=rngs,
                                kernel_init=nnx.initializers.variance_scaling(0.01, "fan_in", "truncated_normal"),
                                bias_init=_head_bias(out_steps, config.components))
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxtrain.nn.dropout import Dropout
+from jaxtrain.nn.linear import Linear
 
 
 class MultiHeadAttention(nnx.Module):
@@ -17,8 +18,8 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, dropout: float, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.heads = heads
-        self.inputs = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.output = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.inputs = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.output = Linear(width, width, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(dropout)
 
     def __call__(self, x: jax.Array, memory: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
