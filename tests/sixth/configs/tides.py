@@ -21,7 +21,8 @@ PRESETS = {
     "accumulate": {"train.accumulate": 4},
     "host": {"train.placement": "host", "train.workers": "0"},
     "weighted": {"data.weights": "recent"},
-    "long": {"train.duration": "200st", "eval.every": "10st", "optimizer.decay": "200st", "report.log_every": "10st"},
+    "long": {"train.duration": "200st", "eval.every": "10st", "optimizer.decay": "200st",
+             "report.log_every": "10st", "checkpoint.keep_best": 2},
     "two": {"eval.every": "10st", "train.ema": 0.9, "phases": (
         {"name": "coarse", "train": {"duration": "100st"}, "optimizer": {"decay": "100st"}},
         {"name": "fine", "carry": "last", "train": {"duration": "80st"}, "optimizer": {"lr": 1e-3, "schedule": "constant"}},
