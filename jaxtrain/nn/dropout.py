@@ -18,12 +18,19 @@ class Dropout(nnx.Dropout):
     def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, inputs: jax.Array, *, rngs: nnx.Rngs | None = None
     ) -> jax.Array:
-        if self.deterministic or self.rate == 0.0:
+        seed = self.seed(rngs)
+        if seed is None:
             return inputs
+        kept = bernoulli(seed, 1 - self.rate, inputs.shape)
+        return jnp.where(kept, inputs * (1 / (1 - self.rate)), 0).astype(inputs.dtype)
+
+    def seed(self, rngs: nnx.Rngs | None) -> jax.Array | None:
+        """A key for one draw; None when nothing is dropped."""
+        if self.deterministic or self.rate == 0.0:
+            return None
         if rngs is None:
             raise ValueError("dropout is active: call the model with rngs, or use nnx.view(model, deterministic=True)")
-        kept = bernoulli(rngs.dropout(), 1 - self.rate, inputs.shape)
-        return jnp.where(kept, inputs * (1 / (1 - self.rate)), 0).astype(inputs.dtype)
+        return rngs.dropout()
 
 
 def bernoulli(key: jax.Array, p: float, shape: tuple[int, ...]) -> jax.Array:

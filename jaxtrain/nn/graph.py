@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrain.nn import pairwise
 from jaxtrain.nn.dropout import Dropout
+from jaxtrain.nn.linear import Linear
 
 RELATIONS = 5  # self, upstream, downstream, both, none
 NONE = 4
@@ -118,8 +120,8 @@ class GATv2(nnx.Module):
 
     def __init__(self, width: int, heads: int, dropout: float, bias: PairBias, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.heads = heads
-        self.source = nnx.Linear(width, heads * width, dtype=dtype, rngs=rngs)
-        self.own = nnx.Linear(width, heads * width, dtype=dtype, rngs=rngs)
+        self.source = Linear(width, heads * width, dtype=dtype, rngs=rngs)
+        self.own = Linear(width, heads * width, dtype=dtype, rngs=rngs)
         self.attention = nnx.Param(nnx.initializers.glorot_uniform()(rngs.params(), (heads, width)))
         self.bias = nnx.Param(jnp.zeros((width,)))
         self.pair_bias = bias
@@ -156,8 +158,10 @@ def _per_head_dot(x: jax.Array, a: jax.Array) -> jax.Array:
     heads, width = a.shape
     if jax.default_backend() == "cpu":
         # One product with a block-diagonal matrix: a reduction over the last axis is scalar code there, 1.5 times slower.
+        # Of two matrices, for the sake of its gradient (see `Linear`).
         columns = (a[:, :, None] * jnp.eye(heads, dtype=a.dtype)[:, None]).reshape(heads * width, heads)
-        return jnp.matmul(x, columns, preferred_element_type=jnp.float32)
+        flat = jnp.matmul(x.reshape(-1, heads * width), columns, preferred_element_type=jnp.float32)
+        return flat.reshape(*x.shape[:-1], heads)
     return (x * a.reshape(-1)).reshape(*x.shape[:-1], heads, width).sum(axis=-1, dtype=jnp.float32)
 
 
@@ -166,49 +170,70 @@ class GraphAttention(nnx.Module):
 
     def __init__(self, width: int, heads: int, dropout: float, bias: PairBias, *, dtype: jnp.dtype, rngs: nnx.Rngs):
         self.heads = heads
-        self.inputs = nnx.Linear(width, 3 * width, dtype=dtype, rngs=rngs)
-        self.output = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
+        self.inputs = Linear(width, 3 * width, dtype=dtype, rngs=rngs)
+        self.output = Linear(width, width, dtype=dtype, rngs=rngs)
         self.pair_bias = bias
         self.dropout = Dropout(dropout)
 
     def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """bias (N, L, H): `self.pair_bias(graph, rngs)`, drawn by the caller so that all parts of a batch share it."""
 
-        def attend(x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-            value, weights = self._attend(x, graph, bias)
-            weights = self.dropout(weights, rngs=rngs).astype(value.dtype)
-            product = "bthnm,bmthc->bnthc" if graph.neighbors is None else "bndth,bndthc->bnthc"
-            return self.output(jnp.einsum(product, weights, value).reshape(x.shape))
+        if graph.neighbors is None:
+            return self._all_pairs(x, bias, rngs)
 
-        steps, slots = x.shape[2], graph.mask.size
-        wide = self.heads if graph.neighbors is None else 2 * x.shape[-1]
-        return over_batch(attend, x, rngs, floats=slots * steps * wide)
+        def attend(x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+            value, weights = self._neighbours(x, graph, bias)
+            weights = self.dropout(weights, rngs=rngs).astype(value.dtype)
+            return self.output(jnp.einsum("bndth,bndthc->bnthc", weights, value).reshape(x.shape))
+
+        return over_batch(attend, x, rngs, floats=graph.mask.size * x.shape[2] * self.heads)
 
     def weights(self, x: jax.Array, graph: Graph) -> jax.Array:
         """Attention weights (B, N, L, T, H) without dropout, float32."""
-        weights = self._attend(x, graph, self.pair_bias(graph, None))[1]
-        return weights if graph.neighbors is not None else weights.transpose(0, 3, 4, 1, 2)
+        bias = self.pair_bias(graph, None)
+        if graph.neighbors is not None:
+            return self._neighbours(x, graph, bias)[1]
+        query, key, _ = self._maps(x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[-1]))
+        weights = jax.nn.softmax(pairwise.scores(query, key, bias.transpose(2, 0, 1)), axis=-1)
+        return weights.reshape(len(x), x.shape[2], *weights.shape[1:]).transpose(0, 3, 4, 1, 2)
 
-    def _attend(self, x: jax.Array, graph: Graph, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Values and weights: (B, N, D, T, H, c) and (B, N, D, T, H), or (B, N, T, H, c) and (B, T, H, N, N) for all pairs."""
+    def _maps(self, x: jax.Array) -> list[jax.Array]:
+        """Query (scaled), key and value (..., H, c)."""
         query, key, value = (part.reshape(*x.shape[:-1], self.heads, -1) for part in jnp.split(self.inputs(x), 3, axis=-1))
-        query = query / math.sqrt(query.shape[-1])
-        if graph.neighbors is None:
-            scores = jnp.einsum("bnthc,bmthc->bthnm", query, key, preferred_element_type=jnp.float32)
-            return value, jax.nn.softmax(scores + bias.transpose(2, 0, 1), axis=-1)
+        return [query / math.sqrt(query.shape[-1]), key, value]
+
+    def _all_pairs(self, x: jax.Array, bias: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        pair_bias = bias.transpose(2, 0, 1)
+
+        def attend(maps: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+            return pairwise.attend_pairs(maps[:, 0], maps[:, 1], maps[:, 2], pair_bias, self.dropout.seed(rngs), self.dropout.rate)
+
+        steps = x.swapaxes(1, 2)  # every step of every example is a graph of its own
+        maps = jnp.stack(self._maps(steps.reshape(-1, *steps.shape[2:])), axis=1)
+        mixed = over_batch(attend, maps, rngs, floats=4 * bias.size, recompute=False)
+        return self.output(mixed.reshape(steps.shape)).swapaxes(1, 2)
+
+    def _neighbours(self, x: jax.Array, graph: Graph, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Values (B, N, D, T, H, c) and weights (B, N, D, T, H)."""
+        query, key, value = self._maps(x)
         key, value = gather_neighbors(key, graph), gather_neighbors(value, graph)
         scores = jnp.einsum("bnthc,bndthc->bndth", query, key, preferred_element_type=jnp.float32)
         return value, jax.nn.softmax(scores + bias[:, :, None], axis=2)
 
 
 def over_batch(
-    function: Callable[[jax.Array, nnx.Rngs | None], jax.Array], x: jax.Array, rngs: nnx.Rngs | None, floats: int
+    function: Callable[[jax.Array, nnx.Rngs | None], jax.Array],
+    x: jax.Array,
+    rngs: nnx.Rngs | None,
+    floats: int,
+    recompute: bool = True,
 ) -> jax.Array:
     """function(x (B, ...), rngs) -> (B, ...), recomputed in the backward pass and run on parts of the batch where that pays.
 
+    recompute: False where `function` has a backward pass of its own that recomputes.
     floats: how many `function` holds per example besides its input and output. What a graph layer gathers is many times
-    its input: kept for the backward pass it would be most of a run's memory. On CPU a part is one example, so that it
-    stays in the cache (three times faster, measured); elsewhere as much as fits PART_FLOATS.
+    its input: kept for the backward pass it would be most of a run's memory. On CPU a part is small, so that it stays in
+    the cache (three times faster, measured); elsewhere as much as fits PART_FLOATS.
     """
     examples, devices = len(x), jax.device_count()
     key = None if rngs is None else rngs.dropout()
@@ -218,15 +243,15 @@ def over_batch(
     size = max([s for s in sizes if s <= limit * devices] or sizes[:1] or [examples])
     parts = examples // size
 
-    @jax.checkpoint
     def run(x: jax.Array, part: jax.Array) -> jax.Array:
         return function(x, None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, part)))
 
+    run = jax.checkpoint(run) if recompute else run
     if parts == 1:
         return run(x, jnp.zeros((), jnp.int32))
     inner = jnp.moveaxis(x.reshape(size, parts, *x.shape[1:]), 1, 0)
     out = jax.lax.map(lambda pair: run(*pair), (inner, jnp.arange(parts)))
-    return jnp.moveaxis(out, 0, 1).reshape(x.shape)
+    return jnp.moveaxis(out, 0, 1).reshape(examples, *out.shape[2:])
 
 
 def table_graph(statistics: Mapping[str, np.ndarray], every_pair: bool) -> dict[str, np.ndarray]:
