@@ -158,9 +158,9 @@ def _per_head_dot(x: jax.Array, a: jax.Array) -> jax.Array:
     heads, width = a.shape
     if jax.default_backend() == "cpu":
         # One product with a block-diagonal matrix: a reduction over the last axis is scalar code there, 1.5 times slower.
-        # Of two matrices, for the sake of its gradient (see `Linear`).
-        columns = (a[:, :, None] * jnp.eye(heads, dtype=a.dtype)[:, None]).reshape(heads * width, heads)
-        flat = jnp.matmul(x.reshape(-1, heads * width), columns, preferred_element_type=jnp.float32)
+        # Its rows are the heads, and x is one matrix: the gradient is ten times faster than that of (H d, H), measured.
+        rows = (jnp.eye(heads, dtype=a.dtype)[:, :, None] * a).reshape(heads, heads * width)
+        flat = jnp.einsum("nc,hc->nh", x.reshape(-1, heads * width), rows, preferred_element_type=jnp.float32)
         return flat.reshape(*x.shape[:-1], heads)
     return (x * a.reshape(-1)).reshape(*x.shape[:-1], heads, width).sum(axis=-1, dtype=jnp.float32)
 
