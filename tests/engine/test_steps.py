@@ -194,6 +194,8 @@ def test_running_statistics_move_in_training_and_not_in_evaluation() -> None:
     first = scorer.model(valid, state.params, state.model_state)
     second = scorer.model(valid, state.params, state.model_state)
     sixth_problem.assert_same({**first, **before}, {**second, **{k: np.asarray(v) for k, v in state.model_state.items()}})
+    other = scorer.model(valid, state.params, {k: v * 4 + 1 for k, v in state.model_state.items()})
+    assert other["abs"] != first["abs"]  # an evaluation uses them, not the statistics of its own batch
     state, _ = one.call(state, one.batches(0, 2), 2)
     running = [k for k in before if k in one.program.template.running]
     assert running and all(np.abs(np.asarray(state.model_state[k]) - before[k]).max() > 1e-3 for k in running)
