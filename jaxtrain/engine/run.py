@@ -118,17 +118,20 @@ def open_run(workdir: str | Path) -> Run:
     last = phases[-1]
     task = make_task(values["task"], last.task, load_statistics(folder))
     template, params, model_state = build_model(task, last.engine.train.precision)
-    with_checkpoint = [i for i in range(len(phases)) if any(checkpoint_folder(folder, phases, i).glob("[0-9]*/"))]
-    if not with_checkpoint:
-        raise UserError(f"{folder / CHECKPOINTS}: holds no checkpoint yet; let the run reach its first evaluation")
-    checkpoints = Checkpoints(checkpoint_folder(folder, phases, with_checkpoint[-1]), keep_best=1, mode=_mode(task, last), read_only=True)
-    try:
-        step = checkpoints.best()
-        if step is None:
-            raise UserError(f"{checkpoints.folder}: holds no complete checkpoint; repeat the training command, it goes on from the start")
-        params, model_state = checkpoints.restore_weights(step, params, model_state)
-    finally:
-        checkpoints.close()
+    for number in reversed(range(len(phases))):
+        place = checkpoint_folder(folder, phases, number)
+        if not place.is_dir():
+            continue
+        checkpoints = Checkpoints(place, keep_best=1, mode=_mode(task, phases[number]), read_only=True)
+        try:
+            step = checkpoints.best()
+            if step is not None:
+                params, model_state = checkpoints.restore_weights(step, params, model_state)
+                break
+        finally:
+            checkpoints.close()
+    else:
+        raise UserError(f"{folder / CHECKPOINTS}: holds no complete checkpoint; repeat the training command, it goes on from the start")
     one = single_device()
     return Run(folder, values, task, template, params, model_state, Scorer(task, template, "host", None, one), step, last.engine.eval.batch)
 

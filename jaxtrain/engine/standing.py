@@ -52,7 +52,7 @@ def guard(standing: Standing, skipped: np.ndarray, losses: np.ndarray, first: in
         if row >= limit:
             last_good = f"the last checkpoint is step {last_checkpoint}" if last_checkpoint is not None else "no checkpoint was written yet"
             raise UserError(
-                f"steps {first + i - row + 1}-{first + i}: loss or gradient not finite {row} times in a row (loss {losses[i]}); "
+                f"steps {first + i - row + 2}-{first + i + 1}: loss or gradient not finite {row} times in a row (loss {losses[i]}); "
                 f"lower optimizer.lr or optimizer.clip, or look for extreme values in the data; {last_good}"
             )
     return replace(standing, skipped_in_a_row=row, skipped=standing.skipped + int(np.sum(skipped)))
