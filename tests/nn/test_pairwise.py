@@ -34,6 +34,6 @@ def test_half_precision_stays_near_the_formula() -> None:
     query, key, value = (jax.random.normal(k, (2, 9, 2, 8)).astype(jnp.bfloat16) for k in jax.random.split(jax.random.key(1), 3))
     bias = jnp.zeros((2, 9, 9))
     exact = [part.astype(jnp.float32) for part in (query, key, value)]
-    found = attend_pairs(query, key, value, bias, None, 0.0)
+    found = jnp.asarray(attend_pairs(query, key, value, bias, None, 0.0))
     assert found.dtype == jnp.bfloat16
-    np.testing.assert_allclose(found.astype(jnp.float32), attend_pairs(*exact, bias, None, 0.0), atol=0.03)
+    np.testing.assert_allclose(found.astype(jnp.float32), jnp.asarray(attend_pairs(*exact, bias, None, 0.0)), atol=0.03)
