@@ -186,7 +186,7 @@ class GraphAttention(nnx.Module):
             weights = self.dropout(weights, rngs=rngs).astype(value.dtype)
             return self.output(jnp.einsum("bndth,bndthc->bnthc", weights, value).reshape(x.shape))
 
-        return over_batch(attend, x, rngs, floats=graph.mask.size * x.shape[2] * self.heads)
+        return over_batch(attend, x, rngs, floats=graph.mask.size * x.shape[2] * 2 * x.shape[3])
 
     def weights(self, x: jax.Array, graph: Graph) -> jax.Array:
         """Attention weights (B, N, L, T, H) without dropout, float32."""

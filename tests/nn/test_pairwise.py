@@ -23,11 +23,14 @@ def test_value_and_gradients_are_those_of_the_formula(rate: float) -> None:
             weights = jnp.where(bernoulli(seed, 1 - rate, weights.shape), weights / (1 - rate), 0)
         return jnp.einsum("bhnm,bmhc->bnhc", weights, value)
 
-    found, back = jax.vjp(lambda *inputs: attend_pairs(*inputs, seed, rate), query, key, value, bias)
+    def ours(query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array) -> jax.Array:
+        return jnp.asarray(attend_pairs(query, key, value, bias, seed, rate))
+
+    found, back = jax.vjp(ours, query, key, value, bias)
     wanted, formula_back = jax.vjp(formula, query, key, value, bias)
     np.testing.assert_allclose(found, wanted, atol=5e-6)
-    for ours, theirs in zip(back(g), formula_back(g), strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=2e-5)
+    for grad, formula_grad in zip(back(g), formula_back(g), strict=True):
+        np.testing.assert_allclose(grad, formula_grad, atol=2e-5)
 
 
 def test_half_precision_stays_near_the_formula() -> None:
