@@ -155,7 +155,8 @@ def forward_seconds(task: Any, program: Any, splits: Any, state: Any, batch: int
     """Median, min and max seconds of the network alone on one batch."""
     import jax
 
-    inputs = dict(splits.train.gather(splits.train.arrays, splits.train.index[:batch]))
+    rows = np.resize(splits.train.index, (batch, splits.train.index.shape[1]))  # a short split is repeated
+    inputs = dict(splits.train.gather(splits.train.arrays, rows))
     inputs = {k: jax.device_put(v) for k, v in inputs.items() if not k.startswith("target")}
     forward = jax.jit(lambda p, m, x: program.template.join(p, m, training=False)(x))
     seconds = timed(lambda: jax.block_until_ready(forward(state.params, state.model_state, inputs)), 7)
@@ -164,7 +165,7 @@ def forward_seconds(task: Any, program: Any, splits: Any, state: Any, batch: int
 
 def gather_milliseconds(dataset: Any, batch: int) -> float:
     """One batch on the host."""
-    rows = dataset.index[np.random.default_rng(0).permutation(len(dataset))[:batch]]
+    rows = dataset.index[np.random.default_rng(0).integers(len(dataset), size=batch)]
     return 1e3 * median(timed(lambda: dataset.gather(dataset.arrays, rows), 20))
 
 
