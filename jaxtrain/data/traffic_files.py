@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from jaxtrain.data.array_files import read_npy, read_npz
 from jaxtrain.data.traffic_config import DataConfig
 from jaxtrain.data.traffic_edges import REQUIRED, WEATHER, read_edges
 from jaxtrain.data.traffic_frame import read_frame
@@ -147,30 +147,16 @@ def _checked_ids(path: str, names: list[str]) -> np.ndarray:
 
 
 def _npy_array(path: str) -> np.ndarray:
-    try:
-        return _two_dimensional(path, np.load(existing_file(path), allow_pickle=False))
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path}: not a plain numeric array ({error}); save it as float32 with numpy.save") from None
+    return _two_dimensional(path, read_npy(existing_file(path)))
 
 
 def _npz_array(path: str, key: str, feature: int) -> np.ndarray:
-    try:
-        archive: Any = np.load(existing_file(path), allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not an npz file ({error})") from None
-    shapes: dict[str, str] = {}
-    arrays: dict[str, np.ndarray] = {}
-    for name in archive.files:
-        try:
-            arrays[name] = archive[name]
-            shapes[name] = str(arrays[name].shape)
-        except ValueError:
-            shapes[name] = "object array"
-    listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-    if key not in arrays:
-        what = "is an object array, which is refused; save it as float32" if key in shapes else "is not there; set data.key"
+    arrays = read_npz(existing_file(path))
+    array = arrays.get(key)
+    if array is None:
+        listing = ", ".join(f"{name} {'object array' if found is None else found.shape}" for name, found in arrays.items())
+        what = "is an object array, which is refused; save it as float32" if key in arrays else "is not there; set data.key"
         raise UserError(f"{path}: array {key!r} {what} (found: {listing})")
-    array = arrays[key]
     if array.ndim == 3:
         if feature >= array.shape[2]:
             raise UserError(f"{path}: data.feature={feature}, but array {key!r} {array.shape} has features 0-{array.shape[2] - 1}")

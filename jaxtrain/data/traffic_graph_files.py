@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtrain.data.array_files import read_npy, read_npz
 from jaxtrain.data.traffic_config import DataConfig
 from jaxtrain.data.traffic_tables import csv_lines, existing_file, number
 from jaxtrain.errors import UserError
@@ -100,15 +101,14 @@ def _is_number(text: str) -> bool:
 
 
 def _numpy_matrix(path: str) -> np.ndarray:
-    try:
-        loaded: Any = np.load(existing_file(path), allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        if len(loaded.files) != 1:
-            raise UserError(f"{path}: one array expected, found {', '.join(loaded.files)}")
-        return loaded[loaded.files[0]]
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}: not a plain numeric array ({error}); convert the matrix to CSV") from None
+    arrays = {"": read_npy(path)} if Path(path).suffix.lower() == ".npy" else read_npz(path)
+    if len(arrays) != 1:
+        raise UserError(f"{path}: one array expected, found {', '.join(arrays) or 'none'}")
+    array = next(iter(arrays.values()))
+    if array is None or not np.issubdtype(array.dtype, np.number) or np.iscomplexobj(array):
+        raise UserError(f"{path}: holds an array of {'objects' if array is None else array.dtype}, numbers were expected; "
+                        "convert the matrix to CSV")  # fmt: skip
+    return array
 
 
 def _is_edge_list(path: str) -> bool:

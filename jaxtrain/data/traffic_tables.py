@@ -121,12 +121,20 @@ def _parquet(path: str, wanted: Iterable[str], required: Sequence[str], timezone
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(existing_file(path))
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
-    names = file.schema_arrow.names
-    _check_columns(path, names, required)
-    table = file.read(columns=[name for name in wanted if name in names])
+        with pq.ParquetFile(existing_file(path), page_checksum_verification=True) as file:
+            names = file.schema_arrow.names
+            _check_columns(path, names, required)
+            table = file.read(columns=[name for name in wanted if name in names])
+        columns = _parquet_columns(path, table, timezone)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({' '.join(str(error).split())}); write it again") from None
+    _check_columns(path, list(columns), required)
+    return Table(path, columns, first_line=None)
+
+
+def _parquet_columns(path: str, table: Any, timezone: str) -> dict[str, Any]:
+    import pyarrow as pa
+
     columns: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name]
@@ -144,5 +152,4 @@ def _parquet(path: str, wanted: Iterable[str], required: Sequence[str], timezone
             columns[name] = column.to_numpy()
         else:
             columns[name] = [v.isoformat() if isinstance(v, datetime) else None if v is None else str(v) for v in column.to_pylist()]
-    _check_columns(path, list(columns), required)
-    return Table(path, columns, first_line=None)
+    return columns

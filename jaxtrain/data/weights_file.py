@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxtrain.data.array_files import read_npz
 from jaxtrain.errors import UserError
 
 Weights = dict[str, np.ndarray]
@@ -37,11 +38,12 @@ def read_weights(path: str | Path) -> Weights:
 
 
 def _read_npz(path: Path) -> Weights:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return dict(archive)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as fault:
-        raise UserError(f"{path}: not a readable .npz of plain arrays ({fault}); save it again with numpy.savez") from None
+    weights: Weights = {}
+    for name, array in read_npz(path).items():
+        if array is None:
+            raise UserError(f"{path}: {name} is an object array, which is refused; save plain numbers with numpy.savez")
+        weights[name] = array
+    return weights
 
 
 def _read_safetensors(path: Path) -> Weights:

@@ -6,6 +6,8 @@ import re
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from traffic_problem import config, readings, stamps, write_edges, write_matrix
 
@@ -47,6 +49,51 @@ def frame(groups, **changes):
                 for part in parts:
                     group[part] = np.zeros(3)
         return config(path=str(d / "m.h5"), **changes)
+
+    return make
+
+
+def damaged(name, save, flip, **changes):
+    """A file that `save(path)` wrote, with bytes flipped in its middle, or cut in half."""
+
+    def make(d):
+        save(d / name)
+        raw = bytearray((d / name).read_bytes())
+        half = len(raw) // 2
+        if flip:
+            raw[half - 50 : half + 50] = bytes(b ^ 0xFF for b in raw[half - 50 : half + 50])
+        (d / name).write_bytes(raw if flip else raw[:half])
+        if "graph" in name:
+            return config(path=write_matrix(d / "m.csv", readings(), "a,b,c"), start="2024-01-01", graph_path=str(d / name))
+        return config(path=str(d / name), start="2024-01-01", **changes)
+
+    return make
+
+
+def save_npz(path):
+    np.savez(path, data=readings())
+
+
+def save_npz_as_is(path):
+    with path.open("wb") as file:
+        np.savez(file, data=readings())
+
+
+def save_array_as_is(path):
+    with path.open("wb") as file:
+        np.save(file, readings())
+
+
+def save_parquet(path):
+    columns = {"timestamp": stamps(2000), "node_a_id": ["a", "b"] * 1000, "node_b_id": ["b", "a"] * 1000}
+    table = pa.table({**columns, "speed_kmh": np.random.default_rng(0).uniform(20, 60, 2000)})
+    pq.write_table(table, path, compression="gzip", use_dictionary=False)
+
+
+def as_is(name, save):
+    def make(d):
+        save(d / name)
+        return config(path=str(d / name), start="2024-01-01")
 
     return make
 
@@ -116,6 +163,17 @@ FAULTS = {
     "npz object": (arrays(data=np.array([{"a": 1}])), ["'data' is an object array"]),
     "npz feature": (arrays({"feature": 2}, data=np.ones((5, 3, 2))), ["data.feature=2", "features 0-1"]),
     "npz shape": (arrays(data=np.ones(5)), ["shape (rows, nodes) expected, found float64 (5,)"]),
+    "npz cut": (damaged("m.npz", save_npz, flip=False), ["not a readable .npz", "save it again with numpy.savez"]),
+    "npz bytes flipped": (damaged("m.npz", save_npz, flip=True), ["not a readable .npz of arrays (data: Bad CRC-32"]),
+    "npz of one bare array": (as_is("m.npz", save_array_as_is), ["one bare array", "numpy.savez"]),
+    "npy cut": (damaged("m.npy", save_array_as_is, flip=False), ["not a readable .npy", "save it again with numpy.save"]),
+    "npy is an archive": (as_is("m.npy", save_npz_as_is), ["holds an archive of arrays", "suffix .npz"]),
+    "graph npz cut": (damaged("graph.npz", save_npz, flip=False), ["graph.npz: not a readable .npz"]),
+    "graph npz bytes flipped": (damaged("graph.npz", save_npz, flip=True), ["graph.npz: not a readable .npz of arrays (data: Bad CRC-32"]),
+    "graph npy is an archive": (lambda d: (save_npz_as_is(d / "g.npy"), config(
+        path=write_matrix(d / "m.csv", readings(), "a,b,c"), start="2024-01-01", graph_path=str(d / "g.npy")))[1], ["suffix .npz"]),
+    "parquet cut": (damaged("e.parquet", save_parquet, flip=False), ["not a readable parquet file"]),
+    "parquet page damaged": (damaged("e.parquet", save_parquet, flip=True), ["not a readable parquet file"]),
     "h5 table": (frame({"df": ["table"]}), ["'df' is in table format; write it in fixed format"]),
     "h5 several groups": (frame({"a": ["axis0"], "b": ["axis0"]}), ["set data.key to one of its groups: a, b"]),
     "h5 key": (frame({"a": ["axis0"]}, key="df"), ["group 'df' is not there", "found: a"]),
