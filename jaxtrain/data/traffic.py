@@ -150,7 +150,8 @@ def _matched(series: Series, statistics: Statistics, path: str, allow_missing: b
         if unknown:
             raise UserError(f"{path}: nodes the run has never seen: {_some(unknown)}; it expects {len(known)} nodes: {_some(known)}")
         if absent and not allow_missing:
-            raise UserError(f"{path}: nodes of the run are absent: {_some(absent)}; add them, or pass --allow-missing to mask them")
+            raise UserError(f"{path}: nodes of the run are absent: {_some(absent)}; add them, or mask them with "
+                            "--option allow_missing=yes")  # fmt: skip
         speed = np.full((len(series.time), len(known)), np.nan, np.float32)
         speed[:, [known.index(i) for i in place]] = series.speed
     elif series.speed.shape[1] != len(known):
@@ -160,19 +161,20 @@ def _matched(series: Series, statistics: Statistics, path: str, allow_missing: b
     weather = series.weather if "weather_mean" in statistics else None
     if weather is None and "weather_mean" in statistics:
         if not allow_missing:
-            raise UserError(f"{path}: the run uses weather and the file has none; give --weather FILE, or pass --allow-missing")
+            raise UserError(f"{path}: the run uses weather and the file has none; give --option weather=FILE, or go without: "
+                            "--option allow_missing=yes")  # fmt: skip
         weather = np.full((len(speed), len(statistics["weather_mean"])), np.nan, np.float32)
     return Series(series.time, speed, statistics["node_ids"], series.named, weather=weather)
 
 
 def _origin_row(text: str, time: np.ndarray, config: DataConfig, path: str) -> int:
-    seconds = parse_stamp(text, config.timezone, "--origin")
+    seconds = parse_stamp(text, config.timezone, "--option origin")
     row = int(np.searchsorted(time, seconds))
     if row == len(time) or time[row] != seconds:
-        raise UserError(f"{path}: no row at --origin {text}; rows go from {show(time[0])} to {show(time[-1])} "
+        raise UserError(f"{path}: no row at --option origin={text}; rows go from {show(time[0])} to {show(time[-1])} "
                         f"in steps of {config.step_minutes:g} minutes")  # fmt: skip
     if row < config.in_steps - 1:
-        raise UserError(f"{path}: --origin {text} has {row + 1} rows up to it, the run needs {config.in_steps}")
+        raise UserError(f"{path}: --option origin={text} has {row + 1} rows up to it, the run needs {config.in_steps}")
     return row
 
 

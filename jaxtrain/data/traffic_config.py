@@ -90,3 +90,10 @@ def check_config(config: DataConfig) -> None:
     synthetic = config.synthetic
     if not config.path and (synthetic.nodes < 2 or synthetic.days < 2):
         raise UserError(f"config.data.synthetic: needs at least 2 nodes and 2 days, got {synthetic.nodes} and {synthetic.days}")
+    if synthetic.seed < 0:
+        raise UserError(f"config.data.synthetic.seed: must be at least 0, got {synthetic.seed}")
+    if not config.path:
+        for key in ("graph_path", "weather_path", "locations_path"):
+            if getattr(config, key):
+                raise UserError(f"config.data.{key}: {getattr(config, key)} belongs to a file of readings, but data.path is unset and the "
+                                "embedded network would be used; set data.path")  # fmt: skip

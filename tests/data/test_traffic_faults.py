@@ -12,6 +12,7 @@ import pytest
 from traffic_problem import config, readings, stamps, write_edges, write_matrix
 
 from jaxtrain.data import traffic
+from jaxtrain.data.traffic import SyntheticConfig
 from jaxtrain.errors import UserError
 
 GOOD = "2024-01-01T00:00,a,b,10"
@@ -197,6 +198,11 @@ FAULTS = {
     "nothing to score": (matrix(np.where(np.arange(200)[:, None] < 155, readings(), 0)), ["no reading among the targets of test"]),
     "choice": (lambda d: config(layout="table"), ["config.data.layout: 'table' is not supported (known: auto, edges"]),
     "step": (lambda d: config(step_minutes=7.0), ["a whole number of steps, got 7 minutes"]),
+    "synthetic seed": (lambda d: config(synthetic=SyntheticConfig(16, 4, -1)), ["config.data.synthetic.seed: must be at least 0, got -1"]),
+    "synthetic size": (lambda d: config(synthetic=SyntheticConfig(1, 4, 0)), ["config.data.synthetic: needs at least 2 nodes"]),
+    "graph alone": (lambda d: config(graph_path="g.csv"), ["config.data.graph_path: g.csv", "data.path is unset"]),
+    "weather alone": (lambda d: config(weather_path="w.csv"), ["config.data.weather_path: w.csv", "data.path is unset"]),
+    "locations alone": (lambda d: config(locations_path="l.csv"), ["config.data.locations_path: l.csv", "data.path is unset"]),
     "fractions": (lambda d: config(fractions=(0.8, 0.1, 0.2)), ["config.data.fractions"]),
 }  # fmt: skip
 
@@ -236,11 +242,13 @@ def run(tmp_path):
     (9, 5, "time,east,west,north", {"labelled": True}, ["9 rows", "at least 10 (6 input steps and 4 targets)"]),
     (9, 7, "time,east,west,north", {}, ["data.step_minutes=5; a step of 7 would fit"]),
     (9, 5, "time,east,south,north", {}, ["never seen: south", "expects 3 nodes: east, west, north"]),
-    (9, 5, "time,east,north", {}, ["absent: west", "--allow-missing"]),
+    (9, 5, "time,east,north", {}, ["absent: west", "--option allow_missing=yes"]),
     (9, 5, "", {}, ["2 nodes, the run expects 3"]),
-    (9, 5, "time,east,west,north", {"origins": ("2024-01-01T03:00",)}, ["no row at --origin 2024-01-01T03:00", "2024-01-01T00:40:00"]),
-    (9, 5, "time,east,west,north", {"origins": ("2024-01-01T00:10",)}, ["has 3 rows up to it, the run needs 6"]),
-    (9, 5, "time,east,west,north", {"origins": ("soon",)}, ["--origin: 'soon' is not a time"]),
+    (9, 5, "time,east,west,north", {"origins": ("2024-01-01T03:00",)},
+     ["no row at --option origin=2024-01-01T03:00;", "2024-01-01T00:40:00"]),
+    (9, 5, "time,east,west,north", {"origins": ("2024-01-01T00:10",)},
+     ["--option origin=2024-01-01T00:10 has 3 rows up to it, the run needs 6"]),
+    (9, 5, "time,east,west,north", {"origins": ("soon",)}, ["--option origin: 'soon' is not a time"]),
 ])  # fmt: skip
 def test_inputs_that_do_not_fit_the_run(run, tmp_path, rows, step, header, options, expected):
     settings, statistics = run
@@ -257,7 +265,7 @@ def test_inputs_without_weather_or_readings(run, tmp_path):
     settings, statistics = run
     path = write_matrix(tmp_path / "new.csv", readings(9), "time,east,west,north", stamps(9))
     with_weather = {**statistics, "weather_mean": np.zeros(3, np.float32), "weather_std": np.ones(3, np.float32)}
-    with pytest.raises(UserError, match="give --weather FILE"):
+    with pytest.raises(UserError, match="give --option weather=FILE, or go without: --option allow_missing=yes"):
         traffic.inputs(settings, with_weather, path)
     data = traffic.inputs(settings, with_weather, path, allow_missing=True)
     assert not data.gather(data.arrays, data.index)["weather"].any()
