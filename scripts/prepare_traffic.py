@@ -11,6 +11,7 @@ mean is the snapshot's weather). Where a record has no timestamp, the folder's n
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -86,13 +87,20 @@ def as_number(value: Any, place: str) -> float | None:
 
 
 def write(rows: Sequence[dict[str, Any]], output: Path) -> None:
+    """Whole or not at all: a temporary file beside it, then a rename."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     texts = [(name, pa.string()) for name in ("run_id", "timestamp", *KEYS)]
     schema = pa.schema(texts + [(name, pa.float64()) for name in (*NUMBERS, *WEATHER)])
+    table = pa.Table.from_pylist(list(rows), schema=schema)
     output.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), output)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        pq.write_table(table, temporary)
+        temporary.replace(output)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -108,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write(rows, options.output)
     except UserError as error:
         print(error, file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"{error.filename2 or error.filename or options.output}: {error.strerror or error}; nothing was written", file=sys.stderr)
         return 2
     edges = len({(row["node_a_id"], row["node_b_id"]) for row in rows})
     print(f"{options.output}: {len(rows)} rows, {len(folders)} snapshots, {edges} directed edges")

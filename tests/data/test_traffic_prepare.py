@@ -1,11 +1,13 @@
 """Raw snapshot folders become an `edges` file that the readers take."""
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from traffic_problem import config
 
@@ -46,10 +48,13 @@ def test_snapshots_become_edges(tmp_path):
     ("speed", "record 0, speed_kmh: 'fast' is not a number"),
     ("json", "not valid JSON"),
     ("name", "name the folder run_YYYYMMDD_HHMMSS"),
+    ("folder", "traffic_edges.json: Is a directory"),
     ("none", "holds no folder run_YYYYMMDD_HHMMSS"),
 ])  # fmt: skip
 def test_faults_are_one_line(tmp_path, fault, line):
-    if fault != "none":
+    if fault == "folder":
+        (tmp_path / "run_20251030_032440" / "traffic_edges.json").mkdir(parents=True)
+    elif fault != "none":
         folder = tmp_path / ("run_today" if fault == "name" else "run_20251030_032440")
         snapshot(folder, "fast" if fault == "speed" else 20)
         if fault == "json":
@@ -57,3 +62,34 @@ def test_faults_are_one_line(tmp_path, fault, line):
     made = prepare(tmp_path, tmp_path / "edges.parquet")
     assert made.returncode == 2 and made.stderr.count("\n") == 1 and line in made.stderr
     assert not (tmp_path / "edges.parquet").exists()
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path):
+    snapshot(tmp_path / "run_20251030_032440", 20)
+    (tmp_path / "file").touch()
+    (tmp_path / "taken.parquet").mkdir()
+    for output in (tmp_path / "file" / "edges.parquet", tmp_path / "taken.parquet"):
+        made = prepare(tmp_path, output)
+        assert made.returncode == 2 and made.stderr.count("\n") == 1 and "nothing was written" in made.stderr
+    assert made.stderr.startswith(f"{output}: Is a directory")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_interrupted_write_leaves_the_earlier_file(tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("prepare_traffic", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    snapshot(tmp_path / "run_20251030_032440", 20)
+    output = tmp_path / "edges.parquet"
+    arguments = ["--runs", str(tmp_path), "--output", str(output)]
+    assert script.main(arguments) == 0
+    before = output.read_bytes()
+
+    def full_disk(table, where):
+        Path(where).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pyarrow.parquet, "write_table", full_disk)
+    assert script.main(arguments) == 2
+    assert output.read_bytes() == before and not list(tmp_path.glob(".*"))
