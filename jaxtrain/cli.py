@@ -9,6 +9,8 @@ from typing import Any
 
 from jaxtrain.errors import UserError
 
+USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG}
+
 
 def run(command: Callable[[Sequence[str]], int]) -> None:
     """Run a command; a UserError or a full disk is one line and exit code 2, a traceback is a bug of ours."""
@@ -18,7 +20,7 @@ def run(command: Callable[[Sequence[str]], int]) -> None:
     except UserError as error:
         fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in USER_ERRNOS:
             raise
         fail(f"{error.filename or 'file'}: {error.strerror}; make room or choose another folder, then repeat the command")
     except KeyboardInterrupt:

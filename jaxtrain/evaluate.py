@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxtrain.engine.scoring import Source
     from jaxtrain.engine.start import start_jax
 
-    start_jax()
+    start_jax(distributed=False)
     run = open_run(arguments.workdir)
     if arguments.input:
         title, dataset = Path(arguments.input).name, run.task.labelled(arguments.input, options)

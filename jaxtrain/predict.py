@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     from jaxtrain.engine.run import open_run
     from jaxtrain.engine.start import start_jax
 
-    start_jax()
+    start_jax(distributed=False)
     run = open_run(arguments.workdir)
     dataset = run.task.inputs(arguments.input, options)
     if len(dataset) == 0:

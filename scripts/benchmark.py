@@ -102,7 +102,7 @@ def measure(values: Mapping[str, Any], steps: int, infer: bool) -> dict[str, Any
     n = min(train.steps_per_call, steps)
 
     def dispatch(state: Any) -> Any:
-        inputs = devices.put_local(program.feed.take(n, train.steps_per_call), 1)
+        inputs = devices.put_local(program.feed.take(n, program.slots), 1)
         return call(state, program.arrays, inputs, np.int32(n), np.float32(1), key)
 
     state, logs = dispatch(state)

@@ -27,7 +27,7 @@ from jaxtrain.errors import UserError
 class TrainConfig:
     batch: int = 64  # examples of one optimizer step, over all devices and micro-batches
     duration: str = "100ep"  # "10ep" epochs or "500st" optimizer steps
-    accumulate: int = 1  # micro-batches that a batch is cut into (memory); the result does not change
+    accumulate: int = 1  # micro-batches that a batch is cut into, for memory; the same result up to random draws
     precision: str = "float32"  # float32 | mixed_bfloat16 | bfloat16
     steps_per_call: int = 20  # optimizer steps in one dispatch to the device
     placement: str = "device"  # device: arrays in accelerator memory | host: batches built by Grain
@@ -44,7 +44,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = "adamw"  # adamw | adam | sgd | lion | adafactor
+    name: str = "adamw"  # adamw | adam | sgd | lion
     lr: float = 1e-3
     betas: tuple[float, ...] = (0.9, 0.999)
     eps: float = 1e-8
@@ -101,7 +101,7 @@ CHOICES = {
     ("train", "precision"): ("float32", "mixed_bfloat16", "bfloat16"),
     ("train", "placement"): ("device", "host"),
     ("train", "monitor_mode"): ("min", "max"),
-    ("optimizer", "name"): ("adamw", "adam", "sgd", "lion", "adafactor"),
+    ("optimizer", "name"): ("adamw", "adam", "sgd", "lion"),
     ("optimizer", "schedule"): ("constant", "cosine", "warm_restarts", "plateau"),
 }
 AT_LEAST = {

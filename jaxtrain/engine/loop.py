@@ -156,6 +156,8 @@ def train_phase(
                 break
             assert call is not None
             count = due.next_boundary(step, trace.edges()) - step
+            if step in trace.edges():  # the dispatches in flight belong to neither side of the window
+                standing = settle(standing)
             if trace.at(step):
                 progress.say(trace.hint())
             with clock.measure("input_wait"):
@@ -168,7 +170,8 @@ def train_phase(
             logs.pending = (step, count, current)
             step += count
         standing = settle(standing)
-        facts |= {"steps_done": step - restored, "samples_per_second": logs.meter.overall(step - restored, train.batch)}
+        done = step - restored
+        facts |= {"steps_done": done, "samples_per_second": logs.meter.overall(done, train.batch) if done else None}
         with clock.measure("checkpoint"):
             checkpoints.wait()
     finally:
@@ -179,7 +182,7 @@ def train_phase(
     facts |= {"skipped_steps": standing.skipped, "input_wait": logs.meter.wait_share()}
     peak = profile.peak_flops(train.precision)
     flops = facts.get("flops_per_step")
-    facts["mfu"] = flops * facts["samples_per_second"] / train.batch / peak if peak and flops and step > restored else None
+    facts["mfu"] = flops * facts["samples_per_second"] / train.batch / peak if peak and flops and done else None
     over = step >= due.end or standing.stopped
     return Result("finished" if over else "interrupted", state, standing, step, facts)
 

@@ -90,7 +90,6 @@ def direction(config: OptimizerConfig, params: Params, groups: Sequence[Any]) ->
         "adam": optax.scale_by_adam(b1, b2, config.eps),
         "sgd": optax.trace(config.momentum) if config.momentum else optax.identity(),
         "lion": optax.scale_by_lion(b1, b2),
-        "adafactor": optax.scale_by_factored_rms(),
     }[config.name]
     rule = rules(params, groups)
     parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []

@@ -15,7 +15,9 @@ PEAK_FLOPS = (
     ("A100", {"bfloat16": 312e12, "float32": 19.5e12}),
     ("TPU v6", {"bfloat16": 918e12}),
     ("TPU v5p", {"bfloat16": 459e12}),
-    ("TPU v5", {"bfloat16": 197e12}),
+    ("TPU v5 lite", {"bfloat16": 197e12}),
+    ("TPU v5e", {"bfloat16": 197e12}),
+    ("TPU v5", {"bfloat16": 459e12}),
     ("TPU v4", {"bfloat16": 275e12}),
 )
 

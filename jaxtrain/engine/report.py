@@ -137,7 +137,7 @@ class Log:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step or None, flush_secs=30)
+            self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=30)
 
     def scalars(self, step: int, values: Mapping[str, float], **also: Any) -> None:
         """One row of metrics.jsonl, one TensorBoard scalar per value."""
@@ -179,6 +179,9 @@ def _keep_until(path: Path, step: int) -> None:
 
 def save_figures(workdir: Path, figures: Mapping[str, Any], log: Log | None, step: int) -> list[Path]:
     """PNG files below `figures/`, and TensorBoard images."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # TensorBoard's writer draws through pyplot
     folder = workdir / "figures"
     paths = []
     for name, figure in figures.items():

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ def make_task(name: str, sections: Mapping[str, Any], statistics: Statistics | N
             raise
         known = sorted(p.stem for p in Path(__file__).parents[1].joinpath("tasks").glob("*.py") if p.stem not in ("__init__", "task"))
         raise UserError(f"config.task: {name!r} is not a task{configs.nearest(name, known)}") from None
+    if not hasattr(module, "make_task"):
+        raise UserError(f"config.task: {module_name} defines no make_task(sections, statistics), so it is not a task")
     return module.make_task(sections, statistics or {})
 
 
@@ -57,7 +60,7 @@ def load_statistics(workdir: Path) -> Statistics:
     try:
         with np.load(path, allow_pickle=False) as file:
             return {k: file[k] for k in file.files}
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path}: cannot be read ({error}); is {workdir} a run folder?") from None
 
 

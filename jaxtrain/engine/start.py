@@ -10,12 +10,16 @@ import jax
 from jaxtrain.engine.sharding import start_distributed
 
 
-def start_jax() -> None:
-    """Call once, before the first array."""
+def start_jax(*, distributed: bool = True) -> None:
+    """Call once, before the first array. distributed: join the other processes (training); serving is one process."""
+    # A float32 product shall be one: the default is TF32 on recent NVIDIA GPUs and bfloat16 on TPUs. Products of
+    # bfloat16 arrays, which the other precisions compute, are not touched by this.
+    jax.config.update("jax_default_matmul_precision", "float32")
     jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    start_distributed()
+    if distributed:
+        start_distributed()
 
 
 def cache_folder() -> Path:

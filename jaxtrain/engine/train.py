@@ -11,20 +11,31 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
-from jaxtrain.data.dataset import Dataset, Splits
+from jaxtrain.data.dataset import Dataset, Splits, Statistics
 from jaxtrain.engine import config as configs
 from jaxtrain.engine import optimizer, profile, report, steps
 from jaxtrain.engine.checkpoint import Checkpoints, check_leaves
 from jaxtrain.engine.clock import Clock, Stop
 from jaxtrain.engine.feed import check_weights
 from jaxtrain.engine.loop import Result, monitored, train_phase
-from jaxtrain.engine.program import build_model, place
-from jaxtrain.engine.run import CONFIG, SUMMARY, checkpoint_folder, make_task, open_run, read_config, save_statistics
-from jaxtrain.engine.scoring import HostSums, Scorer, Source, skill
+from jaxtrain.engine.program import build_model
+from jaxtrain.engine.run import (
+    CONFIG,
+    STATISTICS,
+    SUMMARY,
+    checkpoint_folder,
+    load_statistics,
+    make_task,
+    open_run,
+    read_config,
+    save_statistics,
+)
 from jaxtrain.engine.sharding import Layout, layout
 from jaxtrain.engine.start import start_jax
 from jaxtrain.engine.state import Params, Template
+from jaxtrain.engine.testing import Part, draw, render, test
 from jaxtrain.errors import UserError
 from jaxtrain.tasks.task import Task
 
@@ -40,67 +51,117 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         print(f"{workdir}: finished at step {finished['steps']:,}; its scores:\n{render(finished)}")
         return finished
     start_jax()
-    quiet = jax.process_index() > 0
-    progress = report.Progress(quiet=quiet)
     phases = configs.phases(values)
+    with Stop() as stop:
+        parts = prepare_parts(values, phases)
+        statistics = parts[-1].task.statistics
+        trained = [checkpoint_folder(workdir, phases, part.number).exists() for part in parts]
+        check_statistics(workdir, statistics, any(trained))
+        # Once the run has checkpoints of its own, the run it started from may be gone.
+        carried = None if any(trained) else initial_weights(values, parts[0])
+        quiet = jax.process_index() > 0
+        progress = report.Progress(quiet=quiet)
+        if not quiet:
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = hold(workdir)  # noqa: F841 held until this function returns
+            report.write_json(workdir / CONFIG, values)
+            save_statistics(workdir, statistics)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices("run folder")
+        clock = Clock()
+        part, result = train_parts(workdir, phases, parts, carried, progress, clock, stop)
+        summary = facts(values, part, result)
+        if result.status == "finished" and stop.asked():
+            result = replace(result, status="interrupted")
+        tested = None
+        if result.status == "finished":
+            checkpoints = open_checkpoints(workdir, phases, part)
+            try:
+                with clock.measure("eval"):
+                    found, tested = test(workdir, part, checkpoints)
+            finally:
+                checkpoints.close()
+            summary |= found
+        summary["status"] = result.status
+        clock.seconds["total"] = time.perf_counter() - began
+        summary |= {"seconds": dict(clock.seconds), "peak_memory_bytes": profile.peak_memory_bytes()}
+        if quiet:
+            return summary
+        report.write_json(workdir / SUMMARY, summary)
+        if tested is None:
+            progress.say(f"interrupted at step {result.step:,}; saved. Repeat the command to go on.")
+            return summary
+        print(render(summary))
+        speed = summary["samples_per_second"]
+        print(
+            f"{workdir}: {report.format_duration(clock.seconds['total'])}, best step {result.standing.best_step}, "
+            f"{f'{speed:,.0f} samples/s, ' if speed else ''}peak memory {report.format_bytes(summary['peak_memory_bytes'])}",
+            flush=True,
+        )
+        show = part.phase.engine.report
+        if show.figures and not stop.asked():  # last: whatever a picture costs, the scores are safe
+            paths = draw(workdir, tested, result.step, tensorboard=show.tensorboard)
+            progress.say(f"{len(paths)} figures in {workdir / 'figures'}")
+    return summary
+
+
+def prepare_parts(values: Mapping[str, Any], phases: list[configs.Phase]) -> list[Part]:
+    """Every phase with its data, checked."""
     tasks = [make_task(values["task"], phase.task) for phase in phases]
     splits = [task.splits() for task in tasks]
     statistics = splits[-1].statistics  # the last phase's, for all of them: the weights carry over, so must their units
     tasks = [task.with_statistics(statistics) for task in tasks]
-    where = [check_phase(task, phase, part) for task, phase, part in zip(tasks, phases, splits, strict=True)]
-    carried = initial_weights(values, tasks[0], phases[0])
+    together = zip(phases, tasks, splits, strict=True)
+    return [Part(number, p, task, part, check_phase(task, p, part)) for number, (p, task, part) in enumerate(together)]
 
-    if not quiet:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = hold(workdir)  # until this process ends  # noqa: F841
-        report.write_json(workdir / CONFIG, values)
-        save_statistics(workdir, statistics)
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
 
-        multihost_utils.sync_global_devices("run folder")
-    clock, first_step, result, number = Clock(), 0, None, 0
-    with Stop() as stop:
-        for number, (task, phase, part, devices) in enumerate(zip(tasks, phases, splits, where, strict=True)):
-            checkpoints = open_checkpoints(workdir, phases, number, task)
-            try:
-                if has_later_checkpoint(workdir, phases, number, tasks):
-                    first_step = int(checkpoints.latest() or 0)  # this phase is over: only its weights matter
-                else:
-                    result = train_phase(
-                        task, phase, part, devices, workdir=workdir, checkpoints=checkpoints, first_step=first_step, phase_number=number,
-                        carried=carried, progress=progress, clock=clock, stop=stop,
-                    )  # fmt: skip
-                    if result.status == "interrupted":
-                        break
-                    first_step = result.step
-                if number + 1 < len(phases):
-                    carried = carried_weights(checkpoints, phases[number + 1].carry, task, phase)
-            finally:
-                checkpoints.close()
-    assert result is not None
-    task, phase, part, devices = tasks[number], phases[number], splits[number], where[number]
-    summary = {
-        "task": values["task"], "preset": values["preset"], "status": result.status, "steps": result.step,
-        "best": {"step": result.standing.best_step, "metric": monitored(task, phase.engine)[0], "value": result.standing.best_value},
-        "stopped_early": result.standing.stopped, **{k: v for k, v in result.facts.items() if k != "program_memory"},
-        "notes": list(part.notes), "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}", "versions": versions(),
-    }  # fmt: skip
-    if result.status == "interrupted":
-        progress.say(f"interrupted at step {result.step:,}; saved. Repeat the command to go on.")
-    else:
-        summary |= test(workdir, phases, number, task, part, devices, phase, result, clock, progress)
-    clock.seconds["total"] = time.perf_counter() - began
-    summary |= {"seconds": dict(clock.seconds), "peak_memory_bytes": profile.peak_memory_bytes()}
-    if not quiet:
-        report.write_json(workdir / SUMMARY, summary)
-        if result.status == "finished":
-            print(render(summary))
-            print(
-                f"{workdir}: {report.format_duration(clock.seconds['total'])}, best step {result.standing.best_step}, "
-                f"{summary['samples_per_second']:,.0f} samples/s, peak memory {report.format_bytes(summary['peak_memory_bytes'])}"
-            )
-    return summary
+def train_parts(
+    workdir: Path,
+    phases: list[configs.Phase],
+    parts: list[Part],
+    carried: tuple[Params, Params] | None,
+    progress: report.Progress,
+    clock: Clock,
+    stop: Stop,
+) -> tuple[Part, Result]:
+    """Train what is left, phase by phase; the part that came last, and its result."""
+    first_step = 0
+    for part in parts:
+        checkpoints = open_checkpoints(workdir, phases, part)
+        try:
+            if has_later_checkpoint(workdir, phases, parts, part.number):
+                first_step = int(checkpoints.latest() or 0)  # this phase is over: only its weights matter
+            else:
+                result = train_phase(
+                    part.task, part.phase, part.splits, part.layout, workdir=workdir, checkpoints=checkpoints, first_step=first_step,
+                    phase_number=part.number, carried=carried, progress=progress, clock=clock, stop=stop,
+                )  # fmt: skip
+                if result.status == "interrupted" or part is parts[-1]:
+                    return part, result
+                first_step = result.step
+            carried = carried_weights(checkpoints, phases[part.number + 1].carry, part)
+        finally:
+            checkpoints.close()
+    raise AssertionError("the last phase always trains")
+
+
+def facts(values: Mapping[str, Any], part: Part, result: Result) -> dict[str, Any]:
+    """What `summary.json` says besides the scores."""
+    best = {"step": result.standing.best_step, "metric": monitored(part.task, part.phase.engine)[0], "value": result.standing.best_value}
+    return {
+        "task": values["task"],
+        "preset": values["preset"],
+        "status": result.status,
+        "steps": result.step,
+        "best": best,
+        "stopped_early": result.standing.stopped,
+        **{k: v for k, v in result.facts.items() if k != "program_memory"},
+        "notes": list(part.splits.notes),
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "versions": versions(),
+    }
 
 
 def check_folder(values: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
@@ -152,6 +213,8 @@ def check_phase(task: Task, phase: configs.Phase, splits: Splits) -> Layout:
     optimizer.schedule(phase.engine.optimizer, len(splits.train) / train.batch)
     check_weights(splits.train)
     template, params, model_state = build_model(task, train.precision)
+    one = {**splits.train.gather(splits.train.arrays, splits.train.index[:1]), "mask": np.ones(1, np.float32)}
+    jax.eval_shape(lambda p, m: task.loss(template.join(p, m, training=True), one, nnx.Rngs(0)), params, model_state)
     if train.monitor:
         names = score_names(task, template, params, model_state, splits.valid)
         if train.monitor not in names:
@@ -166,115 +229,52 @@ def score_names(task: Task, template: Template, params: Params, model_state: Par
     return [f"valid/{name}" for name in task.summarize({k: np.ones(v.shape) for k, v in sums.items()})]
 
 
-def open_checkpoints(workdir: Path, phases: list[configs.Phase], number: int, task: Task) -> Checkpoints:
-    engine = phases[number].engine
-    return Checkpoints(checkpoint_folder(workdir, phases, number), keep_best=engine.checkpoint.keep_best, mode=monitored(task, engine)[1])
+def check_statistics(workdir: Path, statistics: Statistics, trained: bool) -> None:
+    """Refuse to go on with other data: half of the run's numbers would belong to each."""
+    if not trained or not (workdir / STATISTICS).exists():
+        return
+    old = load_statistics(workdir)
+    changed = [k for k, v in statistics.items() if k not in old or not np.array_equal(old[k], v, equal_nan=v.dtype.kind == "f")]
+    if changed:
+        raise UserError(f"--workdir {workdir}: the data changed since this run began ({', '.join(changed)} differ); use a new folder")
 
 
-def has_later_checkpoint(workdir: Path, phases: list[configs.Phase], number: int, tasks: list[Task]) -> bool:
-    """Whether the next phase has already saved something complete."""
-    later = number + 1
-    if later >= len(phases) or not checkpoint_folder(workdir, phases, later).exists():
-        return False
-    checkpoints = open_checkpoints(workdir, phases, later, tasks[later])
-    try:
-        return checkpoints.latest() is not None or has_later_checkpoint(workdir, phases, later, tasks)
-    finally:
-        checkpoints.close()
+def open_checkpoints(workdir: Path, phases: list[configs.Phase], part: Part) -> Checkpoints:
+    engine = part.phase.engine
+    folder = checkpoint_folder(workdir, phases, part.number)
+    return Checkpoints(folder, keep_best=engine.checkpoint.keep_best, mode=monitored(part.task, engine)[1])
 
 
-def carried_weights(checkpoints: Checkpoints, carry: str, task: Task, phase: configs.Phase) -> tuple[Params, Params] | None:
+def has_later_checkpoint(workdir: Path, phases: list[configs.Phase], parts: list[Part], number: int) -> bool:
+    """Whether a later phase has already saved something complete."""
+    for later in parts[number + 1 :]:
+        if checkpoint_folder(workdir, phases, later.number).exists():
+            checkpoints = open_checkpoints(workdir, phases, later)
+            try:
+                if checkpoints.latest() is not None:
+                    return True
+            finally:
+                checkpoints.close()
+    return False
+
+
+def carried_weights(checkpoints: Checkpoints, carry: str, part: Part) -> tuple[Params, Params] | None:
     """The best or last weights of a phase that is over."""
     step = {"best": checkpoints.best, "last": checkpoints.latest, "none": lambda: None}[carry]()
     if step is None:
         return None
-    _, params, model_state = build_model(task, phase.engine.train.precision)
+    _, params, model_state = build_model(part.task, part.phase.engine.train.precision)
     return checkpoints.restore_weights(step, params, model_state)
 
 
-def initial_weights(values: Mapping[str, Any], task: Task, phase: configs.Phase) -> tuple[Params, Params] | None:
+def initial_weights(values: Mapping[str, Any], part: Part) -> tuple[Params, Params] | None:
     """Weights of the run that `init_from` names, compared leaf by leaf with this config's model."""
     if not values["init_from"]:
         return None
     other = open_run(values["init_from"])
-    _, wanted, _ = build_model(task, phase.engine.train.precision)
+    _, wanted, _ = build_model(part.task, part.phase.engine.train.precision)
     check_leaves(f"config.init_from {values['init_from']}", wanted, other.params)
     return other.params, other.model_state
-
-
-def test(workdir: Path, phases: list[configs.Phase], number: int, task: Task, splits: Splits, devices: Layout, phase: configs.Phase,
-         result: Result, clock: Clock, progress: report.Progress) -> dict[str, Any]:  # fmt: skip
-    """Score the best weights and the naive forecasts on every split but train; calibrate; draw."""
-    with clock.measure("eval"):
-        checkpoints = open_checkpoints(workdir, phases, number, task)
-        try:
-            step = checkpoints.best()
-            assert step is not None
-            template, params, model_state = build_model(task, phase.engine.train.precision)
-            params, model_state = checkpoints.restore_weights(step, params, model_state, sharding=devices.replicated())
-        finally:
-            checkpoints.close()
-        placement = phase.engine.train.placement
-        arrays = place(splits, placement, devices)
-        scores: dict[str, Any] = {}
-        sums: dict[str, HostSums] = {}
-        for name, dataset in {"valid": splits.valid, "test": splits.test, **splits.more}.items():
-            source = Source(dataset, arrays, placement, phase.engine.eval.batch, devices)
-            scorer = Scorer(task, template, placement, source.gather, devices)
-            sums = {"model": scorer.model(source, params, model_state), **scorer.naive(source)}
-            if name == "valid":
-                calibration = task.calibrate(sums["model"])
-                if calibration:
-                    task = task.with_statistics(calibration)
-                    if jax.process_index() == 0:
-                        save_statistics(workdir, task.statistics)
-            sampled = scorer.oracle(source, params, model_state) if name == "test" and jax.process_count() == 1 else None
-            scores[name] = scored(task, sums, sampled, scorer.oracle_every(source))
-            if name == "test" and phase.engine.report.figures and jax.process_index() == 0:
-                host = replace(scorer, task=task, placement="host", gather=None)
-                predict = host.predict(dataset, params, model_state, phase.engine.eval.batch)
-                shown = {**sums, "oracle": sampled["oracle"]} if sampled else sums
-                log = report.Log(workdir, tensorboard=phase.engine.report.tensorboard, resume_step=result.step)
-                paths = report.save_figures(workdir, task.figures(predict, dataset, shown), log, result.step)
-                log.close()
-                progress.say(f"{len(paths)} figures in {workdir / 'figures'}")
-    headline = list(task.headline)
-    extra = {name: s for name, s in scores.items() if name not in ("valid", "test")}
-    return {
-        **scores["test"],
-        "valid": scores["valid"]["test"],
-        "headline": headline,
-        "examples": {k: len(v) for k, v in splits.named().items()},
-        **({"more": extra} if extra else {}),
-    }
-
-
-def scored(task: Task, sums: Mapping[str, HostSums], sampled: Mapping[str, HostSums] | None, every: int) -> dict[str, Any]:
-    """{"test": scores, "naive": {name: scores}} of one split; with a sample also "oracle" and "skill"."""
-    result: dict[str, Any] = {
-        "test": task.summarize(sums["model"]),
-        "naive": {name: task.summarize(s) for name, s in sums.items() if name != "model"},
-    }
-    if sampled:
-        result["oracle"] = {"every": every, "scores": task.summarize(sampled["oracle"])}
-        result["skill"] = skill(task, sampled)
-    return result
-
-
-def render(summary: Mapping[str, Any]) -> str:
-    """The printed table: the model, the naive forecasts and the oracle on the same test examples."""
-    naive = summary["naive"]
-    key = summary["headline"][0]
-    ordered = sorted(naive, key=lambda n: naive[n].get(key) if naive[n].get(key) is not None else float("inf"))
-    rows = {"model": summary["test"], **{name: naive[name] for name in ordered}}
-    if "oracle" in summary:
-        rows[f"oracle (1 of {summary['oracle']['every']})"] = summary["oracle"]["scores"]
-    text = report.score_table(f"test, {summary['examples']['test']:,} examples", rows, summary["headline"])
-    if summary.get("skill"):
-        s, every = summary["skill"], summary["oracle"]["every"]
-        text += f"\nskill {s['skill']:.2f} on 1 of {every} examples: "
-        text += f"model {s['model']:.3f}, best naive {s['naive']:.3f}, oracle {s['oracle']:.3f}"
-    return text + "".join(f"\nnote: {note}" for note in summary["notes"])
 
 
 def versions() -> dict[str, str]:

@@ -1,0 +1,118 @@
+"""After training: the best weights, the naive forecasts and the oracle on the same examples, as scores, table and figures."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxtrain.data.dataset import Dataset, Splits
+from jaxtrain.engine import report
+from jaxtrain.engine.checkpoint import Checkpoints
+from jaxtrain.engine.config import Phase
+from jaxtrain.engine.program import build_model, place
+from jaxtrain.engine.run import save_statistics
+from jaxtrain.engine.scoring import HostSums, Scorer, Source, skill
+from jaxtrain.engine.sharding import Layout
+from jaxtrain.engine.state import Params
+from jaxtrain.tasks.task import Task
+
+FIGURE_BATCH = 16  # examples drawn at once: what a figure asks for may be large
+
+
+@dataclass(frozen=True)
+class Part:
+    """One phase of a run, ready to train."""
+
+    number: int
+    phase: Phase
+    task: Task
+    splits: Splits
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What `draw` needs of the test split."""
+
+    scorer: Scorer
+    dataset: Dataset
+    params: Params
+    model_state: Params
+    sums: Mapping[str, HostSums]
+
+
+def test(workdir: Path, part: Part, checkpoints: Checkpoints) -> tuple[dict[str, Any], Tested]:
+    """Scores of the best weights and the naive forecasts on every split but train; calibrates first."""
+    task, splits, engine = part.task, part.splits, part.phase.engine
+    step = checkpoints.best()
+    assert step is not None
+    template, params, model_state = build_model(task, engine.train.precision)
+    params, model_state = checkpoints.restore_weights(step, params, model_state, sharding=part.layout.replicated())
+    placement = engine.train.placement
+    arrays = place(splits, placement, part.layout)
+    scores: dict[str, Any] = {}
+    tested = None
+    for name, dataset in {"valid": splits.valid, "test": splits.test, **splits.more}.items():
+        source = Source(dataset, arrays, placement, engine.eval.batch, part.layout)
+        scorer = Scorer(task, template, placement, source.gather, part.layout)
+        sums = {"model": scorer.model(source, params, model_state), **scorer.naive(source)}
+        sampled = scorer.oracle(source, params, model_state) if name == "test" and jax.process_count() == 1 else None
+        scores[name] = scored(task, sums, sampled, scorer.oracle_every(source))
+        if name == "valid" and (calibration := task.calibrate(sums["model"])):
+            task = task.with_statistics(calibration)
+            if jax.process_index() == 0:
+                save_statistics(workdir, task.statistics)
+        if name == "test":
+            tested = Tested(scorer, dataset, params, model_state, {**sums, "oracle": sampled["oracle"]} if sampled else sums)
+    assert tested is not None
+    extra = {name: s for name, s in scores.items() if name not in ("valid", "test")}
+    found = {
+        **scores["test"],
+        "valid": scores["valid"]["test"],
+        "headline": list(task.headline),
+        "examples": {k: len(v) for k, v in splits.named().items()},
+        **({"more": extra} if extra else {}),
+    }
+    return found, tested
+
+
+def scored(task: Task, sums: Mapping[str, HostSums], sampled: Mapping[str, HostSums] | None, every: int) -> dict[str, Any]:
+    """{"test": scores, "naive": {name: scores}} of one split; with a sample also "oracle" and "skill"."""
+    result: dict[str, Any] = {
+        "test": task.summarize(sums["model"]),
+        "naive": {name: task.summarize(s) for name, s in sums.items() if name != "model"},
+    }
+    if sampled:
+        result["oracle"] = {"every": every, "scores": task.summarize(sampled["oracle"])}
+        result["skill"] = skill(task, sampled)
+    return result
+
+
+def draw(workdir: Path, tested: Tested, step: int, *, tensorboard: bool) -> list[Path]:
+    """The task's figures below `figures/` and in TensorBoard."""
+    scorer = replace(tested.scorer, placement="host", gather=None)
+    params, model_state = jax.device_get((tested.params, tested.model_state))
+    predict = scorer.predict(tested.dataset, params, model_state, FIGURE_BATCH)
+    log = report.Log(workdir, tensorboard=tensorboard, resume_step=step)
+    try:
+        return report.save_figures(workdir, scorer.task.figures(predict, tested.dataset, tested.sums), log, step)
+    finally:
+        log.close()
+
+
+def render(summary: Mapping[str, Any]) -> str:
+    """The printed table: the model, the naive forecasts and the oracle on the same test examples."""
+    naive = summary["naive"]
+    key = summary["headline"][0]
+    ordered = sorted(naive, key=lambda n: naive[n].get(key) if naive[n].get(key) is not None else float("inf"))
+    rows = {"model": summary["test"], **{name: naive[name] for name in ordered}}
+    if "oracle" in summary:
+        rows[f"oracle (1 of {summary['oracle']['every']})"] = summary["oracle"]["scores"]
+    text = report.score_table(f"test, {summary['examples']['test']:,} examples", rows, summary["headline"])
+    if summary.get("skill"):
+        s, every = summary["skill"], summary["oracle"]["every"]
+        text += f"\nskill {s['skill']:.2f} on 1 of {every} examples: "
+        text += f"model {s['model']:.3f}, best naive {s['naive']:.3f}, oracle {s['oracle']:.3f}"
+    return text + "".join(f"\nnote: {note}" for note in summary["notes"])
