@@ -238,8 +238,7 @@ class STMGT(nnx.Module):
         return (speed - self.constants["speed_mean"][...]) / self.constants["speed_std"][...]
 
     def _graph(self) -> Graph:
-        tables = {name: buffer[...] for name, buffer in self.graph.items()}
-        return Graph(**{"neighbors": None, "reverse": None, **tables})
+        return Graph.of({name: buffer[...] for name, buffer in self.graph.items()})
 
     def _embed(self, batch: Mapping[str, jax.Array]) -> jax.Array:
         speed = batch["speed"]

@@ -1,7 +1,8 @@
 """Attention over the neighbours of a graph's nodes: GATv2 and scaled dot product, on lists or on all pairs.
 
-A graph is a constant table `neighbors` (N, D) of the nodes that each node listens to, itself in slot 0. Nodes are the
-second axis of every array (B, N, T, ...), so that one neighbour's whole history is one contiguous piece of memory.
+A graph is a constant table (N, D) of slots, the nodes that each node listens to, itself in slot 0; what is heavy works on the
+list of the E used ones. Nodes are the second axis of every array (B, N, T, ...), so that one neighbour's whole history is one
+contiguous piece of memory.
 """
 
 import math
@@ -13,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxtrain.nn import edges as edge_lists
 from jaxtrain.nn import pairwise
 from jaxtrain.nn.dropout import Dropout
+from jaxtrain.nn.edges import MASKED, Edges, collect, reverse_table, spread
 from jaxtrain.nn.linear import Linear
 
 RELATIONS = 5  # self, upstream, downstream, both, none
 NONE = 4
-MASKED = -1e30  # finite: a softmax row of masked slots must not become nan
 CACHE_FLOATS = 2**21
 PART_FLOATS = 2**29
 
@@ -32,59 +34,31 @@ class Buffer(nnx.Variable):
 class Graph:
     """Who listens to whom; L = D slots (`reach="neighbours"`) or N nodes (`"all"`).
 
-    neighbors (N, D) int32 and reverse (N, R) int32 for the gather, both None when all pairs attend; mask (N, L) bool,
-    relation (N, L) int32, log_weight (N, L) float32.
+    edges: the used slots as a list, and used (E,) int32 their places in the flattened table; both None when all pairs attend.
+    mask (N, L) bool, relation (N, L) int32, log_weight (N, L) float32.
     """
 
-    neighbors: jax.Array | None
-    reverse: jax.Array | None
+    edges: Edges | None
+    used: jax.Array | None
     mask: jax.Array
     relation: jax.Array
     log_weight: jax.Array
 
+    @classmethod
+    def of(cls, tables: Mapping[str, jax.Array]) -> "Graph":
+        """From the arrays of `table_graph`."""
+        edges = Edges(**{name: tables[name] for name in Edges._fields}) if "source" in tables else None
+        return cls(edges, tables.get("used"), tables["mask"], tables["relation"], tables["log_weight"])
 
-def reverse_table(neighbors: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Where each node stands in the flattened table: (N, R) int32, R the largest count, padded with N D.
+    def edge_rows(self, slots: jax.Array) -> jax.Array:
+        """slots (N, D, ...) -> (E, ...)."""
+        assert self.edges is not None and self.used is not None
+        return spread(slots.reshape(1, -1, *slots.shape[2:]), self.used, self.edges.slots.reshape(-1, 1))[0]
 
-    Slots outside `mask` (N, D) are left out: nothing may flow back through them.
-    """
-    nodes, slots = neighbors.shape
-    flat = np.flatnonzero(mask.reshape(-1))
-    sources = neighbors.reshape(-1)[flat]
-    order = np.argsort(sources, kind="stable")
-    counts = np.bincount(sources, minlength=nodes)
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    table = np.full((nodes, max(1, int(counts.max(initial=0)))), nodes * slots, np.int32)
-    table[sources[order], np.arange(len(flat)) - starts[sources[order]]] = flat[order]
-    return table
-
-
-def gather_neighbors(x: jax.Array, graph: Graph) -> jax.Array:
-    """x (B, N, ...) -> (B, N, D, ...): the values of every node's neighbours.
-
-    The gradient gathers through `reverse_table` instead of scattering: deterministic, and fast where scatters are slow.
-    """
-    assert graph.neighbors is not None and graph.reverse is not None
-    return _gather(x, graph.neighbors, graph.reverse)
-
-
-@jax.custom_vjp
-def _gather(x: jax.Array, neighbors: jax.Array, reverse: jax.Array) -> jax.Array:
-    del reverse
-    return jnp.take(x, neighbors, axis=1, mode="clip")
-
-
-def _gather_forward(x: jax.Array, neighbors: jax.Array, reverse: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.take(x, neighbors, axis=1, mode="clip"), reverse
-
-
-def _gather_backward(reverse: jax.Array, g: jax.Array) -> tuple[jax.Array, None, None]:
-    flat = g.reshape(g.shape[0], g.shape[1] * g.shape[2], *g.shape[3:])
-    arrived = jnp.take(flat, reverse, axis=1, mode="fill", fill_value=0)
-    return arrived.sum(axis=2, dtype=jnp.float32).astype(g.dtype), None, None
-
-
-_gather.defvjp(_gather_forward, _gather_backward)
+    def slot_rows(self, rows: jax.Array) -> jax.Array:
+        """rows (B, E, ...) -> (B, N, D, ...), 0 in unused slots; not for gradients."""
+        assert self.edges is not None
+        return jnp.take(rows, self.edges.slots, axis=1, mode="fill", fill_value=0)
 
 
 class PairBias(nnx.Module):
@@ -129,40 +103,22 @@ class GATv2(nnx.Module):
 
     def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """bias (N, L, H): `self.pair_bias(graph, rngs)`, drawn by the caller so that all parts of a batch share it."""
-        assert graph.neighbors is not None
+        edges, a, rows = graph.edges, self.attention[...], graph.edge_rows(bias)
+        assert edges is not None
 
         def attend(x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-            gathered, weights = self._attend(x, graph, bias)
-            weights = self.dropout(weights, rngs=rngs).astype(gathered.dtype)
-            gathered = gathered.reshape(*gathered.shape[:-1], self.heads, -1)
-            return jnp.einsum("bndth,bndthc->bntc", weights, gathered) / self.heads
+            seed, rate = self.dropout.seed(rngs), self.dropout.rate
+            return edge_lists.attend_gatv2(self.source(x), self.own(x), a, rows, seed, edges, rate)
 
-        slots = graph.neighbors.shape[1]
-        out = over_batch(attend, x, rngs, floats=slots * self.heads * x[0].size)
+        floats = 2 * len(edges.source) * self.heads * x[0, 0].size
+        out = over_batch(attend, x, rngs, floats, recompute=False)
         return out + self.bias[...].astype(out.dtype)
 
     def weights(self, x: jax.Array, graph: Graph) -> jax.Array:
         """Attention weights (B, N, D, T, H) without dropout, float32."""
-        return self._attend(x, graph, self.pair_bias(graph, None))[1]
-
-    def _attend(self, x: jax.Array, graph: Graph, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Gathered W_s x (B, N, D, T, H d), and the weights (B, N, D, T, H) float32."""
-        gathered = gather_neighbors(self.source(x), graph)
-        z = gathered + self.own(x)[:, :, None]
-        scores = _per_head_dot(jnp.maximum(z, 0.2 * z), self.attention[...].astype(z.dtype))
-        return gathered, jax.nn.softmax(scores + bias[:, :, None], axis=2)
-
-
-def _per_head_dot(x: jax.Array, a: jax.Array) -> jax.Array:
-    """x (..., H d) . a (H, d) -> (..., H) float32."""
-    heads, width = a.shape
-    if jax.default_backend() == "cpu":
-        # One product with a block-diagonal matrix: a reduction over the last axis is scalar code there, 1.5 times slower.
-        # Its rows are the heads, and x is one matrix: the gradient is ten times faster than that of (H d, H), measured.
-        rows = (jnp.eye(heads, dtype=a.dtype)[:, :, None] * a).reshape(heads, heads * width)
-        flat = jnp.einsum("nc,hc->nh", x.reshape(-1, heads * width), rows, preferred_element_type=jnp.float32)
-        return flat.reshape(*x.shape[:-1], heads)
-    return (x * a.reshape(-1)).reshape(*x.shape[:-1], heads, width).sum(axis=-1, dtype=jnp.float32)
+        assert graph.edges is not None
+        rows = graph.edge_rows(self.pair_bias(graph, None))
+        return graph.slot_rows(edge_lists.gatv2_weights(self.source(x), self.own(x), self.attention[...], rows, graph.edges))
 
 
 class GraphAttention(nnx.Module):
@@ -178,21 +134,23 @@ class GraphAttention(nnx.Module):
     def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
         """bias (N, L, H): `self.pair_bias(graph, rngs)`, drawn by the caller so that all parts of a batch share it."""
 
-        if graph.neighbors is None:
+        edges = graph.edges
+        if edges is None:
             return self._all_pairs(x, bias, rngs)
+        rows = graph.edge_rows(bias)
 
         def attend(x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
-            value, weights = self._neighbours(x, graph, bias)
+            value, weights = self._neighbours(x, edges, rows)
             weights = self.dropout(weights, rngs=rngs).astype(value.dtype)
-            return self.output(jnp.einsum("bndth,bndthc->bnthc", weights, value).reshape(x.shape))
+            return self.output(collect(weights[..., None] * value, edges.target, edges.slots).reshape(x.shape))
 
-        return over_batch(attend, x, rngs, floats=graph.mask.size * x.shape[2] * 2 * x.shape[3])
+        return over_batch(attend, x, rngs, floats=3 * len(edges.source) * x[0, 0].size)
 
     def weights(self, x: jax.Array, graph: Graph) -> jax.Array:
         """Attention weights (B, N, L, T, H) without dropout, float32."""
         bias = self.pair_bias(graph, None)
-        if graph.neighbors is not None:
-            return self._neighbours(x, graph, bias)[1]
+        if graph.edges is not None:
+            return graph.slot_rows(self._neighbours(x, graph.edges, graph.edge_rows(bias))[1])
         query, key, _ = self._maps(x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[-1]))
         weights = jax.nn.softmax(pairwise.scores(query, key, bias.transpose(2, 0, 1)), axis=-1)
         return weights.reshape(len(x), x.shape[2], *weights.shape[1:]).transpose(0, 3, 4, 1, 2)
@@ -213,12 +171,13 @@ class GraphAttention(nnx.Module):
         mixed = over_batch(attend, maps, rngs, floats=4 * bias.size, recompute=False)
         return self.output(mixed.reshape(steps.shape)).swapaxes(1, 2)
 
-    def _neighbours(self, x: jax.Array, graph: Graph, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Values (B, N, D, T, H, c) and weights (B, N, D, T, H)."""
+    def _neighbours(self, x: jax.Array, edges: Edges, bias: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Values (B, E, T, H, c) and weights (B, E, T, H); bias (E, H)."""
         query, key, value = self._maps(x)
-        key, value = gather_neighbors(key, graph), gather_neighbors(value, graph)
-        scores = jnp.einsum("bnthc,bndthc->bndth", query, key, preferred_element_type=jnp.float32)
-        return value, jax.nn.softmax(scores + bias[:, :, None], axis=2)
+        query = spread(query, edges.target, edges.slots)
+        key, value = (spread(part, edges.source, edges.reverse) for part in (key, value))
+        scores = jnp.sum(query * key, axis=-1, dtype=jnp.float32)
+        return value, edge_lists.softmax(scores + bias[:, None], edges)
 
 
 def over_batch(
@@ -255,18 +214,20 @@ def over_batch(
 
 
 def table_graph(statistics: Mapping[str, np.ndarray], every_pair: bool) -> dict[str, np.ndarray]:
-    """The arrays of a `Graph` from lists: neighbors, relation, neighbor_weight, neighbor_mask, each (N, D).
+    """The arrays for `Graph.of` from lists: neighbors, relation, neighbor_weight, neighbor_mask, each (N, D).
 
     every_pair: the lists become (N, N) tables, `none` where no list names the pair.
     """
     neighbors, mask = np.asarray(statistics["neighbors"], np.int32), np.asarray(statistics["neighbor_mask"], bool)
     relation = np.where(mask, statistics["relation"], NONE).astype(np.int32)
     log_weight = np.where(mask, np.log(np.maximum(statistics["neighbor_weight"], 1e-6)), 0.0).astype(np.float32)
-    if not every_pair:
-        return {"neighbors": neighbors, "reverse": reverse_table(neighbors, mask), "mask": mask, "relation": relation,
-                "log_weight": log_weight}
     nodes = len(neighbors)
-    rows, cols = np.nonzero(mask)[0], neighbors[mask]
+    rows, cols = np.nonzero(mask)[0].astype(np.int32), neighbors[mask]
+    if not every_pair:
+        slots = np.full(mask.shape, len(rows), np.int32)
+        slots[mask] = np.arange(len(rows))
+        return {"source": cols, "target": rows, "slots": slots, "reverse": reverse_table(cols, nodes),
+                "used": np.flatnonzero(mask).astype(np.int32), "mask": mask, "relation": relation, "log_weight": log_weight}
     dense_relation, dense_weight = np.full((nodes, nodes), NONE, np.int32), np.zeros((nodes, nodes), np.float32)
     dense_relation[rows, cols], dense_weight[rows, cols] = relation[mask], log_weight[mask]
     return {"mask": np.ones((nodes, nodes), bool), "relation": dense_relation, "log_weight": dense_weight}

@@ -1,6 +1,7 @@
 """Weight files -> run folder: the three formats, the restricted unpickler, a forecast from a converted run."""
 
 import importlib.util
+import json
 import pickle
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 from test_stmgt_parity import earlier_state
 
 import jaxtrain
+from jaxtrain import evaluate
 from jaxtrain.data.weights_file import read_weights
 from jaxtrain.errors import UserError
 
@@ -130,6 +132,31 @@ def test_a_converted_run_forecasts(tmp_path: Path, graph: Path, script: types.Mo
     )  # fmt: skip
     assert forecast["median"].shape == (2, 4, 5) and np.isfinite(forecast["median"]).all()
     assert script.main(arguments) == 2 and "not empty" in capsys.readouterr().err
+
+
+def test_evaluate_of_a_converted_run_reads_the_table_again(
+    tmp_path: Path, script: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, times = np.random.default_rng(0), np.datetime64("2024-01-01T00:00") + 30 * np.arange(200).astype("timedelta64[m]")
+    lines = [f"{time},n{i},n{(i + 1) % 5},{rng.uniform(20, 60):.2f},25" for time in times for i in range(5)]
+    (tmp_path / "speed.csv").write_text("\n".join(["timestamp,node_a_id,node_b_id,speed_kmh,temperature_c", *lines]) + "\n")
+    np.savez(tmp_path / "w.npz", **earlier_state(8, 2, 1, 8))  # type: ignore[arg-type]
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--weights", "w.npz", "--data", "speed.csv", "--workdir", str(tmp_path / "run"), "--out-steps", "4"]
+    assert script.main(arguments) == 0
+    monkeypatch.chdir(ROOT)
+    assert evaluate.main(["--workdir", str(tmp_path / "run"), "--output", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["examples"] == round(0.2 * (200 - 16 + 1)) and scores["scores"]["model"]["targets"] == scores["examples"] * 4 * 5
+
+
+def test_evaluate_of_a_run_with_a_graph_alone_asks_for_a_file(tmp_path: Path, graph: Path, script: types.ModuleType) -> None:
+    np.savez(tmp_path / "w.npz", **earlier_state(8, 2, 1, 8))  # type: ignore[arg-type]
+    arguments = ["--weights", str(tmp_path / "w.npz"), "--data", str(graph), "--workdir", str(tmp_path / "run"), "--out-steps", "4"]
+    assert script.main(arguments) == 0
+    with pytest.raises(UserError, match="data.path is unset .* give labelled readings with --input FILE") as fault:
+        evaluate.main(["--workdir", str(tmp_path / "run")])
+    assert "\n" not in str(fault.value)
 
 
 def test_raw_scale_weights_are_found_out(tmp_path: Path, graph: Path, script: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -151,7 +151,7 @@ def test_remat_changes_nothing() -> None:
 def test_only_arrays_are_left_after_a_split() -> None:
     _, params, rest = nnx.split(build(), nnx.Param, ...)
     assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((params, rest)))
-    assert {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)} >= {"graph/neighbors", "constants/profile"}
+    assert {"/".join(map(str, path)) for path, _ in nnx.to_flat_state(rest)} >= {"graph/source", "constants/profile"}
 
 
 def test_inspect() -> None:

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxtrain.nn import edges as edge_lists
 from jaxtrain.nn import graph as graphs
 from jaxtrain.nn.attention import MultiHeadAttention
 from jaxtrain.nn.dropout import Dropout, bernoulli
-from jaxtrain.nn.graph import GATv2, Graph, GraphAttention, PairBias, gather_neighbors, over_batch, reverse_table, table_graph
+from jaxtrain.nn.edges import collect, gatv2_weights, reverse_table, spread
+from jaxtrain.nn.graph import GATv2, Graph, GraphAttention, PairBias, over_batch, table_graph
 
 LISTS = [[0, 1, 4], [1, 0], [2], [3, 2, 0, 1], [4, 3]]  # node 2 hears nobody; sources of each node, itself first
 
@@ -20,7 +22,7 @@ def make_graph(every_pair: bool = False, slots: int = 4) -> Graph:
     relation = np.where(np.arange(slots) == 0, 0, 1 + (neighbors + np.arange(slots)) % 3).astype(np.int32)
     weight = np.where(np.arange(slots) == 0, 1.0, 1 / (1.0 + np.arange(slots))).astype(np.float32) * np.ones((5, 1), np.float32)
     tables = table_graph({"neighbors": neighbors, "relation": relation, "neighbor_weight": weight, "neighbor_mask": mask}, every_pair)
-    return Graph(**{"neighbors": None, "reverse": None, **{name: jnp.asarray(table) for name, table in tables.items()}})
+    return Graph.of({name: jnp.asarray(table) for name, table in tables.items()})
 
 
 def randomise(module: nnx.Module) -> None:
@@ -91,25 +93,64 @@ def test_dense_relations_say_none_where_no_list_names_the_pair() -> None:
             assert int(dense.relation[i, j]) == int(want)
 
 
-def test_gather_gradient_is_autodiff_without_scatter() -> None:
-    graph = make_graph()
-    assert graph.neighbors is not None
-    table = graph.neighbors
-    x = jax.random.normal(jax.random.key(0), (2, 5, 3, 4))
-    weight = jax.random.normal(jax.random.key(1), (2, 5, 4, 3, 4)) * graph.mask[None, :, :, None, None]
-    ours = jax.jit(jax.grad(lambda x: jnp.sum(weight * jnp.sin(gather_neighbors(x, graph)))))
-    theirs = jax.jit(jax.grad(lambda x: jnp.sum(weight * jnp.sin(x[:, table]))))
-    np.testing.assert_allclose(ours(x), theirs(x), atol=2e-6)
-    assert "scatter" in theirs.lower(x).as_text() and "scatter" not in ours.lower(x).as_text()
+@pytest.mark.parametrize("unrolled", [0, 32])
+def test_spread_and_collect_are_each_other_s_gradient_without_scatter(monkeypatch: pytest.MonkeyPatch, unrolled: int) -> None:
+    monkeypatch.setattr(edge_lists, "UNROLLED", unrolled)
+    edges = make_graph().edges
+    assert edges is not None
+    ends, table = edges.source, edges.reverse
+    x, y = jax.random.normal(jax.random.key(0), (2, 5, 3, 4)), jax.random.normal(jax.random.key(1), (2, len(ends), 3, 4))
+    pairs = [
+        (lambda x: jnp.sum(y * jnp.sin(spread(x, ends, table))), lambda x: jnp.sum(y * jnp.sin(x[:, ends])), x),
+        (lambda y: jnp.sum(x * jnp.sin(collect(y, ends, table))), lambda y: jnp.sum(x * jnp.sin(jnp.zeros_like(x).at[:, ends].add(y))), y),
+    ]
+    for ours, theirs, value in pairs:
+        ours, theirs = jax.jit(jax.value_and_grad(ours)), jax.jit(jax.value_and_grad(theirs))
+        for found, want in zip(ours(value), theirs(value), strict=True):
+            np.testing.assert_allclose(found, want, rtol=1e-5, atol=2e-6)
+        assert "scatter" in theirs.lower(value).as_text() and "scatter" not in ours.lower(value).as_text()
 
 
-def test_reverse_table_lists_every_used_slot_once() -> None:
-    graph = make_graph()
-    table = reverse_table(np.asarray(graph.neighbors), np.asarray(graph.mask))
-    used = np.sort(table[table < 20])
-    np.testing.assert_array_equal(used, np.flatnonzero(np.asarray(graph.mask)))
+def test_reverse_table_lists_every_edge_once() -> None:
+    edges = make_graph().edges
+    assert edges is not None
+    table = reverse_table(np.asarray(edges.source), 5)
+    np.testing.assert_array_equal(np.sort(table[table < 12]), np.arange(12))
     for node, row in enumerate(table):
-        assert all(np.asarray(graph.neighbors).reshape(-1)[slot] == node for slot in row if slot < 20)
+        assert all(int(edges.source[edge]) == node for edge in row if edge < 12)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4])
+def test_gatv2_gradient_is_autodiff_without_scatter(monkeypatch: pytest.MonkeyPatch, rate: float) -> None:
+    monkeypatch.setattr(graphs, "CACHE_FLOATS", 1)  # parts of one example in both: the same dropout
+    graph, heads, width = make_graph(), 2, 4
+    layer = GATv2(width, heads, rate, PairBias(heads, True, True, 0.0), dtype=jnp.float32, rngs=nnx.Rngs(0))
+    randomise(layer)
+    graphdef, params, rest = nnx.split(layer, nnx.Param, ...)
+    x = jax.random.normal(jax.random.key(0), (3, 5, 2, width))
+    assert graph.edges is not None
+    edges = graph.edges
+
+    def ours(params: nnx.State, x: jax.Array) -> jax.Array:
+        layer = nnx.merge(graphdef, params, rest)
+        return jnp.sum(jnp.sin(layer(x, graph, layer.pair_bias(graph, None), nnx.Rngs(dropout=3))))
+
+    def theirs(params: nnx.State, x: jax.Array) -> jax.Array:
+        layer = nnx.merge(graphdef, params, rest)
+
+        def part(x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+            source, rows = layer.source(x), graph.edge_rows(layer.pair_bias(graph, None))
+            weights = gatv2_weights(source, layer.own(x), layer.attention[...], rows, edges)
+            heard = source.reshape(*source.shape[:-1], heads, width)[:, edges.source]
+            mixed = (layer.dropout(weights, rngs=rngs)[..., None] * heard).mean(axis=-2)
+            return jnp.zeros_like(x).at[:, edges.target].add(mixed) + layer.bias[...]
+
+        return jnp.sum(jnp.sin(over_batch(part, x, nnx.Rngs(dropout=3), floats=1)))
+
+    ours, theirs = jax.jit(jax.value_and_grad(ours, argnums=(0, 1))), jax.jit(jax.value_and_grad(theirs, argnums=(0, 1)))
+    for found, want in zip(jax.tree.leaves(ours(params, x)), jax.tree.leaves(theirs(params, x)), strict=True):
+        np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+    assert "scatter" in theirs.lower(params, x).as_text() and "scatter" not in ours.lower(params, x).as_text()
 
 
 def test_drop_edge_keeps_self_and_the_right_share() -> None:

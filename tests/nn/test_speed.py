@@ -15,6 +15,7 @@ from jaxtrain.nn.linear import Linear
 
 FACTOR = 2.0  # of the plain form's time: generous, for a busy machine
 BATCH, NODES, STEPS, WIDTH, HEADS, SLOTS = 4, 64, 12, 32, 4, 5
+NEIGHBORS = (np.arange(NODES)[:, None] + np.arange(SLOTS)).astype(np.int32) % NODES
 
 pytestmark = pytest.mark.skipif(jax.default_backend() != "cpu", reason="forms chosen for CPU")
 
@@ -37,11 +38,10 @@ def assert_no_slower(ours: Callable[[], None], plain: Callable[[], None]) -> Non
 
 
 def make_graph(every_pair: bool) -> Graph:
-    neighbors = (np.arange(NODES)[:, None] + np.arange(SLOTS)).astype(np.int32) % NODES
-    lists = {"neighbors": neighbors, "relation": np.ones_like(neighbors), "neighbor_mask": np.ones(neighbors.shape, bool),
-             "neighbor_weight": np.ones(neighbors.shape, np.float32)}  # fmt: skip
+    lists = {"neighbors": NEIGHBORS, "relation": np.ones_like(NEIGHBORS), "neighbor_mask": np.ones(NEIGHBORS.shape, bool),
+             "neighbor_weight": np.ones(NEIGHBORS.shape, np.float32)}  # fmt: skip
     tables = {name: jnp.asarray(table) for name, table in table_graph(lists, every_pair).items()}
-    return Graph(**{"neighbors": None, "reverse": None, **tables})
+    return Graph.of(tables)
 
 
 def tokens(width: int = WIDTH) -> jax.Array:
@@ -73,7 +73,7 @@ def test_gatv2() -> None:
     graph = make_graph(every_pair=False)
 
     def plain(layer: GATv2, x: jax.Array) -> jax.Array:
-        gathered = layer.source(x)[:, graph.neighbors].reshape(BATCH, NODES, SLOTS, STEPS, HEADS, WIDTH)
+        gathered = layer.source(x)[:, NEIGHBORS].reshape(BATCH, NODES, SLOTS, STEPS, HEADS, WIDTH)
         own = layer.own(x).reshape(BATCH, NODES, 1, STEPS, HEADS, WIDTH)
         scores = jnp.sum(jax.nn.leaky_relu(gathered + own, 0.2) * layer.attention[...], axis=-1)
         weights = jax.nn.softmax(scores + layer.pair_bias(graph, None)[:, :, None], axis=2)
