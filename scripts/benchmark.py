@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--placements", nargs="+", default=["device", "host"])
     parser.add_argument("--calls", nargs="+", type=int, help="steps per call to try (default: 1 and the config's)")
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of each measured pass")
-    parser.add_argument("--infer", action="store_true", help="time the forward pass too")
+    parser.add_argument("--infer", action="store_true", help="time the forward pass too (of networks that are called with a batch)")
     parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has the peers' packages")
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="where the rows go, as JSON")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
