@@ -24,6 +24,7 @@ RELATIONS = 5  # self, upstream, downstream, both, none
 NONE = 4
 CACHE_FLOATS = 2**21
 PART_FLOATS = 2**29
+KEPT_FLOATS = 2**25  # what one layer keeps for its backward pass before it recomputes instead
 
 
 class Buffer(nnx.Variable):
@@ -111,7 +112,7 @@ class GATv2(nnx.Module):
             return edge_lists.attend_gatv2(self.source(x), self.own(x), a, rows, seed, edges, rate)
 
         floats = 2 * len(edges.source) * self.heads * x[0, 0].size
-        out = over_batch(attend, x, rngs, floats, recompute=False)
+        out = over_batch(attend, x, rngs, floats, recompute=2 * self.heads * x.size > KEPT_FLOATS)
         return out + self.bias[...].astype(out.dtype)
 
     def weights(self, x: jax.Array, graph: Graph) -> jax.Array:
