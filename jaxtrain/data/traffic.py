@@ -24,7 +24,7 @@ from jaxtrain.data.traffic_synthetic import oracle, positions, world
 from jaxtrain.data.traffic_time import parse_stamp, show
 from jaxtrain.errors import UserError
 
-__all__ = ["DataConfig", "SyntheticConfig", "gather", "inputs", "oracle", "splits"]
+__all__ = ["DataConfig", "SyntheticConfig", "embedded_ids", "gather", "inputs", "oracle", "splits"]
 MAX_NAMED = 3  # ids shown in a message
 
 
@@ -132,12 +132,17 @@ def _dataset(arrays: dict[str, np.ndarray], starts: np.ndarray, config: DataConf
     return Dataset(arrays, starts[:, None].astype(np.int32), bound)
 
 
+def embedded_ids(config: DataConfig) -> np.ndarray:
+    """(N,) unicode: the nodes of the embedded network, without drawing it."""
+    nodes = config.synthetic.nodes
+    return np.array([f"n{i:0{len(str(nodes - 1))}d}" for i in range(nodes)])
+
+
 def _embedded(config: DataConfig) -> Series:
     drawn = world(config.synthetic, config.step_minutes)
     nodes = config.synthetic.nodes
-    ids = np.array([f"n{i:0{len(str(nodes - 1))}d}" for i in range(nodes)])
     weights = edge_weights(drawn.network.edges, nodes)
-    return Series(drawn.time, drawn.speed, ids, True, weights, drawn.weather, positions(nodes))
+    return Series(drawn.time, drawn.speed, embedded_ids(config), True, weights, drawn.weather, positions(nodes))
 
 
 def _matched(series: Series, statistics: Statistics, path: str, allow_missing: bool) -> Series:

@@ -5,8 +5,7 @@ Speeds are in the unit of the data (`data.unit`, km/h or mph); the loss alone wo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -30,6 +29,7 @@ from jaxtrain.tasks.task import Forecast, Sums
 
 WEIGHT_FLOOR = 1e-8  # added to the component weights inside the logarithms of the loss
 SELF, UPSTREAM, DOWNSTREAM = 0, 1, 2  # relations of the neighbour lists
+ALL_NODES = 1024  # nodes up to which attention over all of them is served: its memory grows with their square
 SMALL_SIGMA = 0.05  # normalised units; many components this narrow mean overconfidence
 
 
@@ -75,6 +75,8 @@ class ScoreConfig:
     def __post_init__(self) -> None:
         if not 0 < self.congestion_fraction < 1:
             raise UserError(f"config.score.congestion_fraction: must lie in (0, 1), got {self.congestion_fraction:g}")
+        if not self.horizons_minutes:
+            raise UserError("config.score.horizons_minutes: empty; name at least one horizon")
         levels = list(self.quantiles)
         if not levels or levels[0] <= 0 or levels[-1] >= 1 or levels != sorted(set(levels)):
             raise UserError(f"config.score.quantiles: levels in (0, 1) in rising order are needed, got {levels}")
@@ -141,30 +143,44 @@ class Task(contract.Task):
     # Data ----------------------------------------------------------------------------------------------
 
     def splits(self) -> Splits:
-        """Real files when data.path is set, else the embedded road network."""
-        return traffic.splits(self.config.data, self.config.score.congestion_fraction)
+        """Real files when data.path is set, else the embedded road network. Raises UserError when a run's nodes are no longer theirs."""
+        data = self.config.data
+        if not data.path:
+            self._check_nodes(traffic.embedded_ids(data))
+        found = traffic.splits(data, self.config.score.congestion_fraction)
+        self._check_nodes(found.statistics["node_ids"])
+        return found
+
+    def _check_nodes(self, ids: np.ndarray) -> None:
+        """The nodes of a finished run, where this is one."""
+        known = self.statistics.get("node_ids")
+        if known is None or np.array_equal(known, ids):
+            return
+        path = self.config.data.path
+        where = path or "data.path is unset and the embedded network"
+        count = f" ({len(ids)}, the run has {len(known)})" if len(ids) != len(known) else ""
+        remedy = "restore the file the run was trained on, or give" if path else "give"
+        raise UserError(f"{where}: its nodes are not those of this run{count}; {remedy} labelled readings with --input FILE")
 
     def inputs(self, path: str, options: Mapping[str, str]) -> Dataset:
         """Windows to forecast from. Options: origin (times separated by commas; default the last row), weather (a file),
         start (time of the first row, where the file has no times), allow_missing (nodes of the run may lack in the file),
+        layout, key, feature (as in `data`; a file of another suffix than the training file's has layout auto and no key),
         components (read by `table`)."""
-        return self._read(path, options, ("origin", "weather", "start", "allow_missing", "components"), labelled=False)
+        return self._read(path, options, ("origin", *serving.READING, "components"), labelled=False)
 
     def labelled(self, path: str, options: Mapping[str, str]) -> Dataset:
-        """Every window of a file whose targets lie in it. Options: weather (a file), start, allow_missing."""
-        return self._read(path, options, ("weather", "start", "allow_missing"), labelled=True)
+        """Every window of a file whose targets lie in it. Options as for `inputs`, without origin and components."""
+        return self._read(path, options, serving.READING, labelled=True)
 
     def _read(self, path: str, options: Mapping[str, str], known: tuple[str, ...], *, labelled: bool) -> Dataset:
         for name in options:
             if name not in known:
                 raise UserError(f"--option {name}: unknown option{nearest(name, known)}")
         origins = tuple(text.strip() for text in options.get("origin", "").split(",") if text.strip())
-        # data.start is where the training file begins: another file would silently get its weekdays and hours.
-        same = bool(self.config.data.path) and Path(path).resolve() == Path(self.config.data.path).resolve()
-        data = replace(self.config.data, start=options.get("start", self.config.data.start if same else ""))
         return traffic.inputs(
-            data, self.statistics, path, weather_path=options.get("weather", ""), origins=origins,
-            allow_missing=_switch(options, "allow_missing"), labelled=labelled,
+            serving.reading(self.config.data, path, options), self.statistics, path, weather_path=options.get("weather", ""),
+            origins=origins, allow_missing=serving.switch(options, "allow_missing"), labelled=labelled,
         )  # fmt: skip
 
     def oracle(self, rows: np.ndarray) -> dict[str, Forecast] | None:
@@ -174,7 +190,11 @@ class Task(contract.Task):
     # Model and objective -------------------------------------------------------------------------------
 
     def build(self, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> network.STMGT:
-        """The network on this run's graph, computing in `dtype`."""
+        """The network on this run's graph, computing in `dtype`. Raises UserError for attention over all of a large graph."""
+        nodes = len(self.statistics["neighbors"])
+        if self.config.model.reach == "all" and nodes > ALL_NODES:
+            raise UserError(f"config.model.reach: 'all' serves up to {ALL_NODES:,} nodes, the data has {nodes:,}; "
+                            "set model.reach='neighbours' and bound the neighbours with data.max_neighbors")  # fmt: skip
         return network.STMGT(self.config.model, self.statistics, self.config.data.in_steps, self.config.data.out_steps, rngs, dtype)
 
     def loss(self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
@@ -334,7 +354,7 @@ class Task(contract.Task):
 
     def table(self, dataset: Dataset, forecast: Mapping[str, np.ndarray], options: Mapping[str, str]) -> dict[str, np.ndarray]:
         """The long table of `stmgt_serving.table`; the option `components` adds the mixture."""
-        components = _switch(options, "components")
+        components = serving.switch(options, "components")
         return serving.table(self.config.data, self.config.score.quantiles, self.statistics, dataset, forecast, components=components)
 
     def complete(self, batch: Batch) -> Batch:
@@ -367,10 +387,3 @@ def _relation_biases(model: network.STMGT) -> dict[str, jax.Array]:
         return {}
     beta = jnp.stack(betas).astype(jnp.float32).mean((0, 2))  # (relations,)
     return {"bias_upstream": beta[UPSTREAM] - beta[SELF], "bias_downstream": beta[DOWNSTREAM] - beta[SELF]}
-
-
-def _switch(options: Mapping[str, str], name: str) -> bool:
-    value = options.get(name, "no").lower()
-    if value not in ("yes", "true", "1", "", "no", "false", "0"):
-        raise UserError(f"--option {name}={value}: expected yes or no")
-    return value in ("yes", "true", "1", "")

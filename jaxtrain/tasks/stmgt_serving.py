@@ -1,16 +1,45 @@
-"""Prediction at its edges: arrays that a caller gives by hand, and the table that is written.
+"""Prediction at its edges: how a file is read, arrays that a caller gives by hand, and the table that is written.
 
 Letters as in `stmgt`: B windows, T input steps, P output steps, N nodes.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from jaxtrain.data.dataset import Batch, Dataset, Statistics
-from jaxtrain.data.traffic_config import DAY_SECONDS, DataConfig
+from jaxtrain.data.traffic_config import CHOICES, DAY_SECONDS, DataConfig
 from jaxtrain.data.traffic_statistics import fill_causally
+from jaxtrain.engine.config import nearest
 from jaxtrain.errors import UserError
+
+READING = ("weather", "start", "allow_missing", "layout", "key", "feature")  # options of every file that a run reads
+
+
+def reading(trained: DataConfig, path: str, options: Mapping[str, str]) -> DataConfig:
+    """How a finished run reads the file `path`: as its training file, but for what belongs to that file alone.
+
+    `start` is where the training file begins: another file would silently get its weekdays and hours. Layout and key
+    belong to its format: a file of another suffix is recognized by itself. Options name all of them, and `feature`.
+    """
+    same = bool(trained.path) and Path(path).resolve() == Path(trained.path).resolve()
+    alike = Path(path).suffix.lower() == Path(trained.path).suffix.lower()
+    layout, feature = options.get("layout", trained.layout if alike else "auto"), options.get("feature", str(trained.feature))
+    if layout not in CHOICES["layout"]:
+        raise UserError(f"--option layout={layout}: unknown layout{nearest(layout, CHOICES['layout'])}")
+    if not feature.isdecimal():
+        raise UserError(f"--option feature={feature}: expected a whole number from 0")
+    start, key = options.get("start", trained.start if same else ""), options.get("key", trained.key if alike else "")
+    return replace(trained, start=start, layout=layout, key=key, feature=int(feature))
+
+
+def switch(options: Mapping[str, str], name: str) -> bool:
+    value = options.get(name, "no").lower()
+    if value not in ("yes", "true", "1", "", "no", "false", "0"):
+        raise UserError(f"--option {name}={value}: expected yes or no")
+    return value in ("yes", "true", "1", "")
 
 
 def complete(data: DataConfig, statistics: Statistics, batch: Batch) -> Batch:

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,8 +113,10 @@ def test_presets_join_left_to_right_and_unknown_ones_name_the_nearest():
 @pytest.mark.parametrize(("key", "value", "message"), [
     ("score__horizons_minutes", "(10, 12)", "12 is no output step; possible are 5, 10, 15, 20"),
     ("score__horizons_minutes", "(25,)", "25 is no output step"),
+    ("score__horizons_minutes", "()", "horizons_minutes: empty"),
     ("score__congestion_fraction", "1.5", "congestion_fraction"),
     ("score__quantiles", "(.5, .1)", "quantiles"),
+    ("data__synthetic__seed", "-1", "synthetic.seed"),
     ("data__step_minutes", "0", "whole number of steps"),
     ("loss__crps", "0", "nothing ties the forecast"),
     ("loss__spread", "-1", "loss.spread"),
@@ -388,6 +391,31 @@ def test_unknown_options_are_named(task):
         task.inputs("speed.csv", {"orign": "2026-01-01"})
     with pytest.raises(UserError, match="expected yes or no"):
         task.inputs("speed.csv", {"allow_missing": "maybe"})
+    with pytest.raises(UserError, match="layout=matrx: unknown layout.*did you mean 'matrix'"):
+        task.inputs("speed.csv", {"layout": "matrx"})
+    with pytest.raises(UserError, match="feature=-1: expected a whole number"):
+        task.labelled("speed.csv", {"feature": "-1"})
+
+
+# Data
+
+
+def test_a_finished_run_refuses_splits_of_other_nodes(task, file_run):
+    other = make_task(sections(data__synthetic__nodes="8"), task.statistics)
+    with pytest.raises(UserError, match=r"data.path is unset .* not those of this run \(8, the run has 16\); give .* --input FILE"):
+        other.splits()
+    of_file, path = file_run
+    renamed = of_file.with_statistics({"node_ids": np.array(list("abcdz"))})
+    with pytest.raises(UserError, match="speed.csv: its nodes are not those of this run; restore the file"):
+        renamed.splits()
+    np.testing.assert_array_equal(of_file.splits().statistics["node_ids"], list("abcde"))
+
+
+def test_attention_over_all_of_a_large_graph_is_refused(task):
+    crowd = {"neighbors": np.zeros((1025, 2), np.int32)}
+    with pytest.raises(UserError, match="'all' serves up to 1,024 nodes, the data has 1,025; set model.reach='neighbours' .*max_neighbors"):
+        make_task(sections(model__spatial="dot", model__reach="all"), {**task.statistics, **crowd}).build(nnx.Rngs(0))
+    assert make_task(sections(model__spatial="dot", model__reach="all"), task.statistics).build(nnx.Rngs(0)).nodes == 16
 
 
 # Arrays given by hand
@@ -482,3 +510,26 @@ def test_a_labelled_file_is_scored_on_every_window(file_run):
     assert scores["mae/10min"] == pytest.approx(np.abs(values[7:-2] - values[5:-4]).mean(), rel=1e-4)
     with pytest.raises(UserError, match="unknown option"):
         task.labelled(str(path), {"origin": "2026-01-01"})
+
+
+def test_a_run_reads_other_formats_than_it_was_trained_on(file_run, tmp_path):
+    task, path = file_run  # trained with data.layout="matrix"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    values = np.array([row[1:] for row in rows[1:]], np.float32)
+    with h5py.File(tmp_path / "speed.h5", "w") as file:
+        group = file.create_group("df")
+        names = np.array(rows[0][1:], "S")
+        group["axis0"], group["block0_items"], group["block0_values"] = names, names, values
+        group["axis1"] = np.array([row[0] for row in rows[1:]], "datetime64[ns]").astype(np.int64)
+    np.savez(tmp_path / "speed.npz", flow=np.stack([np.zeros_like(values), values], axis=2))
+    lines = [f"{row[0]},{name},{name},{cell}" for row in rows[1:] for name, cell in zip("abcde", row[1:], strict=True)]
+    (tmp_path / "edges.csv").write_text("\n".join(["timestamp,node_a_id,node_b_id,speed_kmh", *lines]) + "\n")
+    expected = task.labelled(str(path), {}).arrays["speed"]
+    for name, options in {
+        "speed.h5": {},
+        "speed.npz": {"key": "flow", "feature": "1", "start": rows[1][0]},
+        "edges.csv": {"layout": "edges"},
+    }.items():
+        np.testing.assert_allclose(task.labelled(str(tmp_path / name), options).arrays["speed"], expected, rtol=1e-6, err_msg=name)
+    keyed = make_task(sections(data__path=str(tmp_path / "speed.h5"), data__layout="h5", data__key="df"), task.statistics)
+    np.testing.assert_allclose(keyed.labelled(str(path), {}).arrays["speed"], expected, rtol=1e-6)
