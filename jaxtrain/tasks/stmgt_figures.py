@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.data.dataset import Dataset, Statistics
-from jaxtrain.data.traffic_config import DataConfig
+from jaxtrain.data.traffic_config import DAY_SECONDS, DataConfig
 from jaxtrain.tasks.stmgt_scores import PIT_BINS, grouped
 
 Predict = Callable[..., dict[str, np.ndarray]]
@@ -40,14 +40,16 @@ def draw(data: DataConfig, horizons: Mapping[str, int], levels: tuple[float, ...
         "attention": attention(statistics, predict, rows),
     }
     if {"model", "damped"} <= sums.keys():
-        figures["gain"] = gain(statistics, sums)
+        figures["gain"] = gain(data, statistics, sums)
     return figures
 
 
 def _first_days(dataset: Dataset, data: DataConfig) -> np.ndarray:
     """Index rows (B, k) of the split's first days, thinned out evenly to at most MAX_WINDOWS."""
     time = np.asarray(dataset.arrays["time"])[dataset.index[:, 0]]
-    early = np.flatnonzero(time < time.min() + DAYS * 86_400 - data.out_steps * data.step_seconds)
+    # The last forecasts end within these days; where they reach that far, a day of them is shown all the same.
+    span = max(DAYS * DAY_SECONDS - data.out_steps * data.step_seconds, DAY_SECONDS)
+    early = np.flatnonzero(time < time.min() + span)
     stride = -(-len(early) // MAX_WINDOWS)
     return dataset.index[early[::stride]]
 
@@ -243,14 +245,15 @@ def calibration(sums: Sums) -> Any:
     return figure
 
 
-def gain(statistics: Statistics, sums: Sums) -> Any:
+def gain(data: DataConfig, statistics: Statistics, sums: Sums) -> Any:
     """The road graph, nodes coloured by how much smaller the model's MAE is than that of the damped forecast."""
     from matplotlib.collections import LineCollection
 
     model, damped = grouped(sums["model"], "node"), grouped(sums["damped"], "node")
     scored = model["n"] > 0
     saved = 100 * (1 - model["abs"][scored] / np.maximum(damped["abs"][scored], 1e-9))
-    place, known = _places(statistics)
+    place = _places(statistics)
+    known = bool(data.path) and "positions" in statistics  # the embedded network is drawn as a scheme
     figure, axes = _axes(8, 6)
     axis = axes[0, 0]
     i, slot = np.nonzero(statistics["neighbor_mask"])
@@ -269,7 +272,7 @@ def gain(statistics: Statistics, sums: Sums) -> Any:
         axis.set_xticks([])
         axis.set_yticks([])
     else:
-        axis.set_aspect(1 / np.cos(np.radians(place[:, 1].mean())), adjustable="datalim")  # a degree of longitude is shorter
+        axis.set_aspect(1 / np.cos(np.radians(np.nanmean(place[:, 1]))), adjustable="datalim")  # a degree of longitude is shorter
     axis.margins(0.06)
     return figure
 
@@ -278,7 +281,7 @@ def attention(statistics: Statistics, predict: Predict, rows: np.ndarray) -> Any
     """Where the busiest junction looks: attention by relation and block, beside an even spread over the same slots."""
     mask = statistics["neighbor_mask"]
     node = int(mask.sum(1).argmax())
-    found = predict(rows[:: max(1, len(rows) // ATTENTION_WINDOWS)], attention_of=node)
+    found = predict(rows[:: -(-len(rows) // ATTENTION_WINDOWS)], attention_of=node)
     weights = found["attention"].mean(axis=(0, 2, 4))  # (L, slots)
     relation = np.where(mask[node], statistics["relation"][node], len(RELATIONS) - 1)
     if weights.shape[1] != len(relation):  # all nodes attend: a slot is a node
@@ -304,16 +307,16 @@ def attention(statistics: Statistics, predict: Predict, rows: np.ndarray) -> Any
     return figure
 
 
-def _places(statistics: Statistics) -> tuple[np.ndarray, bool]:
-    """((N, 2) x and y, whether they are longitude and latitude); a drawing of the graph where none is known."""
+def _places(statistics: Statistics) -> np.ndarray:
+    """(N, 2) x and y: longitude and latitude, or a drawing of the graph where they are unknown."""
     if "positions" in statistics:
-        return statistics["positions"][:, ::-1].astype(np.float64), True
+        return statistics["positions"][:, ::-1].astype(np.float64)
     nodes = len(statistics["node_ids"])
     linked = np.zeros((nodes, nodes))
     i, slot = np.nonzero(statistics["neighbor_mask"])
     linked[i, statistics["neighbors"][i, slot]] = 1
     linked = np.maximum(linked, linked.T) * (1 - np.eye(nodes))
-    return _spring_layout(linked), False
+    return _spring_layout(linked)
 
 
 def _spring_layout(linked: np.ndarray, rounds: int = 200) -> np.ndarray:

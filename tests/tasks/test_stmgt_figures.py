@@ -1,5 +1,6 @@
 """The traffic figures show the numbers they were given."""
 
+import dataclasses
 import io
 from pathlib import Path
 
@@ -89,6 +90,45 @@ def test_gain_colours_are_the_saved_error(drawn):
     figures, _, sums, _ = drawn
     expected = 100 * (1 - sums["model"]["node/abs"] / sums["damped"]["node/abs"])
     np.testing.assert_allclose(figures["gain"].axes[0].collections[-1].get_array(), expected)
+
+
+def test_places_are_named_degrees_only_where_they_are_real(drawn):
+    figures, task, sums, _ = drawn
+    assert "positions" in task.statistics  # schematic ones, of the embedded network
+    assert figures["gain"].axes[0].get_xlabel() == "" == figures["gain"].axes[0].get_ylabel()
+    real = dataclasses.replace(task.config.data, path="speed.csv")
+    missing = {**task.statistics, "positions": task.statistics["positions"].copy()}
+    missing["positions"][0] = np.nan
+    for statistics in (task.statistics, missing):
+        axis = stmgt_figures.gain(real, statistics, sums).axes[0]
+        assert (axis.get_xlabel(), axis.get_ylabel()) == ("longitude", "latitude")
+
+
+@pytest.mark.parametrize(("windows", "out_steps", "shown"), [
+    (1, 4, 1),
+    (400, 4, 134),  # 400 windows lie within two days, every third is drawn
+    (400, 576, 144),  # two days ahead: the windows of one day, every second
+    (400, 5000, 144),
+])  # fmt: skip
+def test_first_days_are_never_empty(drawn, windows, out_steps, shown):
+    task = drawn[1]
+    arrays = {"time": np.arange(windows) * task.config.data.step_seconds}
+    dataset = Dataset(arrays, np.arange(windows, dtype=np.int32)[:, None], lambda arrays, rows: {})
+    rows = stmgt_figures._first_days(dataset, dataclasses.replace(task.config.data, out_steps=out_steps))
+    assert rows.shape == (shown, 1) and shown <= stmgt_figures.MAX_WINDOWS
+
+
+@pytest.mark.parametrize("windows", [1, 16, 17, 31, 100])
+def test_attention_asks_for_few_windows(drawn, windows):
+    statistics = drawn[1].statistics
+    slots, asked = statistics["neighbor_mask"].shape[1], []
+
+    def predict(rows, attention_of):
+        asked.append(len(rows))
+        return {"attention": np.ones((len(rows), 1, 6, slots, 2)) / slots, "gate": np.full((len(rows), 1), 0.5)}
+
+    stmgt_figures.attention(statistics, predict, np.arange(windows)[:, None])
+    assert 1 <= asked[0] <= 16
 
 
 def test_graph_without_positions_is_laid_out_with_neighbours_close():
