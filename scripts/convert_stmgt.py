@@ -5,7 +5,8 @@
 
 --weights: .npz, .safetensors or .pt (no PyTorch needed). --data: the edges file (.parquet, .csv) the network was trained on,
 which also gives calendar profile, free-flow speeds and damping; or an .npz with `edge_index` (2, E) and `node_list` (N,),
-whose run knows no other usual speed than the mean. Scale and offset of speeds and weather come with the weights.
+whose run knows no other usual speed than the mean, and which `evaluate` scores with --input FILE alone. Scale and offset of
+speeds and weather come with the weights.
 """
 
 import argparse
@@ -33,8 +34,12 @@ def convert(weights: Path, data: Path, workdir: Path, out_steps: int, output_spa
     """Write the run folder; returns what it holds in one line. Raises UserError."""
     imported = import_weights(read_weights(weights), out_steps)
     values = _config(imported, out_steps, overrides)
+    graph_alone = data.suffix == ".npz"
+    if not graph_alone:
+        values["data"]["path"] = str(data.resolve())  # `evaluate` reads the splits again
     data_config = configs.section(DataConfig, values["data"], "data")
-    statistics = _graph_statistics(data, data_config) if data.suffix == ".npz" else _data_statistics(data, data_config, values["score"])
+    fraction = values["score"]["congestion_fraction"]
+    statistics = _graph_statistics(data, data_config) if graph_alone else splits(data_config, fraction).statistics
     statistics |= imported.statistics
     statistics |= _typical(statistics, data_config)
     found = _typical_mean(imported, statistics, data_config)
@@ -63,10 +68,6 @@ def _config(imported: Imported, out_steps: int, overrides: Mapping[str, str]) ->
     values = configs.load(f"{BASE}:normalized_v1", {**earlier, **overrides})
     values["model"] = {**asdict(imported.config), "inputs": list(imported.config.inputs)}
     return values
-
-
-def _data_statistics(path: Path, config: DataConfig, score: Mapping[str, Any]) -> Statistics:
-    return splits(configs.section(DataConfig, {**asdict(config), "path": str(path)}, "data"), score["congestion_fraction"]).statistics
 
 
 def _graph_statistics(path: Path, config: DataConfig) -> Statistics:
