@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtrain.errors import UserError
 from jaxtrain.nn import mixture as mixtures
 from jaxtrain.nn.attention import MultiHeadAttention
-from jaxtrain.nn.dropout import Dropout
+from jaxtrain.nn.dropout import Dropout, Source
 from jaxtrain.nn.graph import Buffer, GATv2, Graph, GraphAttention, PairBias, over_batch, table_graph
 from jaxtrain.nn.linear import Linear
 from jaxtrain.nn.mixture import Mixture
@@ -114,7 +114,7 @@ class Block(nnx.Module):
         self.norm_fusion = _norm(d, dtype, rngs)
         self.dropout = Dropout(config.dropout)
 
-    def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: nnx.Rngs | None = None) -> tuple[jax.Array, jax.Array]:
+    def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: Source | None = None) -> tuple[jax.Array, jax.Array]:
         """The fused activations, and the gate's mean () (1 = all spatial); bias: `spatial.pair_bias(graph, rngs)`."""
         s = self.norm_spatial(self.spatial(x, graph, bias, rngs))
         m = self.norm_temporal(x + self.dropout(self.temporal(x, rngs=rngs), rngs=rngs))
@@ -167,7 +167,7 @@ class Weather(nnx.Module):
         self.norm = _norm(config.width, dtype, rngs)
         self.dropout = Dropout(config.dropout)
 
-    def __call__(self, x: jax.Array, weather: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, weather: jax.Array, rngs: Source | None = None) -> jax.Array:
         tokens = x.reshape(x.shape[0], -1, x.shape[-1])
         found = self.attention(tokens, self.inputs(weather), rngs=rngs).reshape(x.shape)
         return self.norm(x + self.dropout(found, rngs=rngs))
@@ -199,7 +199,7 @@ class STMGT(nnx.Module):
                                kernel_init=nnx.initializers.variance_scaling(0.01, "fan_in", "truncated_normal"),
                                bias_init=_head_bias(out_steps, config.components))
 
-    def __call__(self, batch: Mapping[str, jax.Array], rngs: nnx.Rngs | None = None) -> Mixture:
+    def __call__(self, batch: Mapping[str, jax.Array], rngs: Source | None = None) -> Mixture:
         """Mixture of arrays (B, P, N, K) in normalised units (in the data's unit if output_space is raw).
 
         batch: speed (B, T, N), observed (B, T, N), slot and dow (B, T + P), weather (B, T, 3) if the statistics know it.
@@ -252,13 +252,13 @@ class STMGT(nnx.Module):
         stacked = jnp.stack([channels[name].transpose(0, 2, 1) for name in self.config.inputs], axis=-1)
         return self.embedding(stacked, slot, dow, slot * (self.constants["step_minutes"][...] / 60))
 
-    def _run(self, block: Block, x: jax.Array, graph: Graph, rngs: nnx.Rngs | None) -> jax.Array:
+    def _run(self, block: Block, x: jax.Array, graph: Graph, rngs: Source | None) -> jax.Array:
         bias = block.spatial.pair_bias(graph, rngs)
         if not self.config.remat:
             return block(x, graph, bias, rngs)[0]
         return over_batch(lambda x, rngs: block(x, graph, bias, rngs)[0], x, rngs, floats=SAVED_PER_TOKEN * x[0].size)
 
-    def _read(self, x: jax.Array, batch: Mapping[str, jax.Array], rngs: nnx.Rngs | None) -> Mixture:
+    def _read(self, x: jax.Array, batch: Mapping[str, jax.Array], rngs: Source | None) -> Mixture:
         pooled = x.mean(axis=2) if self.config.readout == "mean" else x
         if self.weather is not None:
             weather = (batch["weather"] - self.constants["weather_mean"][...]) / self.constants["weather_std"][...]

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrain.nn.dropout import Dropout
+from jaxtrain.nn.dropout import Dropout, Source
 from jaxtrain.nn.linear import Linear
 
 
@@ -22,7 +22,7 @@ class MultiHeadAttention(nnx.Module):
         self.output = Linear(width, width, dtype=dtype, rngs=rngs)
         self.dropout = Dropout(dropout)
 
-    def __call__(self, x: jax.Array, memory: jax.Array | None = None, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, memory: jax.Array | None = None, rngs: Source | None = None) -> jax.Array:
         """x (..., Q, d); memory (..., S, d), by default x itself."""
         width = x.shape[-1]
         if memory is None:

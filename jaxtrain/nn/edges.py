@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.nn.dropout import bernoulli
+from jaxtrain.nn.dropout import Seed, bernoulli
 
 MASKED = -1e30  # finite: a softmax row of masked slots must not become nan
 UNROLLED = 32  # columns of a table that are summed one by one
@@ -81,7 +81,7 @@ def gatv2_weights(source: jax.Array, own: jax.Array, a: jax.Array, bias: jax.Arr
 
 @partial(jax.custom_vjp, nondiff_argnums=(6,))
 def attend_gatv2(
-    source: jax.Array, own: jax.Array, a: jax.Array, bias: jax.Array, seed: jax.Array | None, edges: Edges, rate: float
+    source: jax.Array, own: jax.Array, a: jax.Array, bias: jax.Array, seed: jax.Array | Seed | None, edges: Edges, rate: float
 ) -> jax.Array:
     """The mean over heads of sum_j Dropout(weights) source_j, (B, N, T, c).
 
@@ -90,11 +90,11 @@ def attend_gatv2(
     return _forward(source, own, a, bias, seed, edges, rate)[0]
 
 
-Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None, Edges]
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | Seed | None, Edges]
 
 
 def _forward(
-    source: jax.Array, own: jax.Array, a: jax.Array, bias: jax.Array, seed: jax.Array | None, edges: Edges, rate: float
+    source: jax.Array, own: jax.Array, a: jax.Array, bias: jax.Array, seed: jax.Array | Seed | None, edges: Edges, rate: float
 ) -> tuple[jax.Array, Residuals]:
     weights = gatv2_weights(source, own, a, bias, edges)
     used, heard = _drop(weights, seed, rate), jnp.take(source, edges.source, axis=1, mode="clip")
@@ -134,7 +134,7 @@ def _meet(source: jax.Array, own: jax.Array, edges: Edges) -> jax.Array:
     return jnp.take(source, edges.source, axis=1, mode="clip") + jnp.take(own, edges.target, axis=1, mode="clip")
 
 
-def _drop(weights: jax.Array, seed: jax.Array | None, rate: float) -> jax.Array:
+def _drop(weights: jax.Array, seed: jax.Array | Seed | None, rate: float) -> jax.Array:
     return weights if seed is None else jnp.where(bernoulli(seed, 1 - rate, weights.shape), weights * (1 / (1 - rate)), 0)
 
 

@@ -16,7 +16,7 @@ from flax import nnx
 
 from jaxtrain.nn import edges as edge_lists
 from jaxtrain.nn import pairwise
-from jaxtrain.nn.dropout import Dropout
+from jaxtrain.nn.dropout import Dropout, PartRngs, Seed, Source
 from jaxtrain.nn.edges import MASKED, Edges, collect, reverse_table, spread
 from jaxtrain.nn.linear import Linear
 
@@ -74,7 +74,7 @@ class PairBias(nnx.Module):
         self.edge = nnx.Param(jnp.zeros((heads,))) if edge_bias else None
         self.drop_edge = Dropout(drop_edge)
 
-    def __call__(self, graph: Graph, rngs: nnx.Rngs | None) -> jax.Array:
+    def __call__(self, graph: Graph, rngs: Source | None) -> jax.Array:
         """(N, L, H) float32, -1e30 where a slot is unused or dropped."""
         bias = jnp.zeros((*graph.mask.shape, self.heads), jnp.float32)
         if self.relation is not None:
@@ -102,12 +102,12 @@ class GATv2(nnx.Module):
         self.pair_bias = bias
         self.dropout = Dropout(dropout)
 
-    def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: Source | None = None) -> jax.Array:
         """bias (N, L, H): `self.pair_bias(graph, rngs)`, drawn by the caller so that all parts of a batch share it."""
         edges, a, rows = graph.edges, self.attention[...], graph.edge_rows(bias)
         assert edges is not None
 
-        def attend(x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        def attend(x: jax.Array, rngs: Source | None) -> jax.Array:
             seed, rate = self.dropout.seed(rngs), self.dropout.rate
             return edge_lists.attend_gatv2(self.source(x), self.own(x), a, rows, seed, edges, rate)
 
@@ -132,7 +132,7 @@ class GraphAttention(nnx.Module):
         self.pair_bias = bias
         self.dropout = Dropout(dropout)
 
-    def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: nnx.Rngs | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, graph: Graph, bias: jax.Array, rngs: Source | None = None) -> jax.Array:
         """bias (N, L, H): `self.pair_bias(graph, rngs)`, drawn by the caller so that all parts of a batch share it."""
 
         edges = graph.edges
@@ -140,7 +140,7 @@ class GraphAttention(nnx.Module):
             return self._all_pairs(x, bias, rngs)
         rows = graph.edge_rows(bias)
 
-        def attend(x: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        def attend(x: jax.Array, rngs: Source | None) -> jax.Array:
             value, weights = self._neighbours(x, edges, rows)
             weights = self.dropout(weights, rngs=rngs).astype(value.dtype)
             return self.output(collect(weights[..., None] * value, edges.target, edges.slots).reshape(x.shape))
@@ -161,10 +161,10 @@ class GraphAttention(nnx.Module):
         query, key, value = (part.reshape(*x.shape[:-1], self.heads, -1) for part in jnp.split(self.inputs(x), 3, axis=-1))
         return [query / math.sqrt(query.shape[-1]), key, value]
 
-    def _all_pairs(self, x: jax.Array, bias: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    def _all_pairs(self, x: jax.Array, bias: jax.Array, rngs: Source | None) -> jax.Array:
         pair_bias = bias.transpose(2, 0, 1)
 
-        def attend(maps: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        def attend(maps: jax.Array, rngs: Source | None) -> jax.Array:
             return pairwise.attend_pairs(maps[:, 0], maps[:, 1], maps[:, 2], pair_bias, self.dropout.seed(rngs), self.dropout.rate)
 
         steps = x.swapaxes(1, 2)  # every step of every example is a graph of its own
@@ -182,9 +182,9 @@ class GraphAttention(nnx.Module):
 
 
 def over_batch(
-    function: Callable[[jax.Array, nnx.Rngs | None], jax.Array],
+    function: Callable[[jax.Array, Source | None], jax.Array],
     x: jax.Array,
-    rngs: nnx.Rngs | None,
+    rngs: Source | None,
     floats: int,
     recompute: bool = True,
 ) -> jax.Array:
@@ -196,22 +196,31 @@ def over_batch(
     the cache (three times faster, measured); elsewhere as much as fits PART_FLOATS.
     """
     examples, devices = len(x), jax.device_count()
-    key = None if rngs is None else rngs.dropout()
+    key, numbers = _numbered(rngs, examples)
     limit = max(1, (CACHE_FLOATS if jax.default_backend() == "cpu" else PART_FLOATS) // floats)
     # A part takes examples from every device's share of the batch, so the loop runs over the inner factor of B.
     sizes = [size for size in range(devices, examples + 1, devices) if examples % size == 0]
     size = max([s for s in sizes if s <= limit * devices] or sizes[:1] or [examples])
     parts = examples // size
 
-    def run(x: jax.Array, part: jax.Array) -> jax.Array:
-        return function(x, None if key is None else nnx.Rngs(dropout=jax.random.fold_in(key, part)))
+    def run(x: jax.Array, numbers: jax.Array) -> jax.Array:
+        return function(x, None if key is None else PartRngs(key, numbers))
 
     run = jax.checkpoint(run) if recompute else run
     if parts == 1:
-        return run(x, jnp.zeros((), jnp.int32))
+        return run(x, numbers)
     inner = jnp.moveaxis(x.reshape(size, parts, *x.shape[1:]), 1, 0)
-    out = jax.lax.map(lambda pair: run(*pair), (inner, jnp.arange(parts)))
+    out = jax.lax.map(lambda pair: run(*pair), (inner, numbers.reshape(size, parts).T))
     return jnp.moveaxis(out, 0, 1).reshape(examples, *out.shape[2:])
+
+
+def _numbered(rngs: Source | None, examples: int) -> tuple[jax.Array | None, jax.Array]:
+    """(key, number of every example in the whole batch (B,)); rows of an example that is cut further count on from its own."""
+    seed = None if rngs is None else rngs.dropout()
+    if not isinstance(seed, Seed):
+        return seed, jnp.arange(examples, dtype=jnp.uint32)
+    rows = examples // len(seed.examples)
+    return seed.key, (seed.examples[:, None] * jnp.uint32(rows) + jnp.arange(rows, dtype=jnp.uint32)).reshape(-1)
 
 
 def table_graph(statistics: Mapping[str, np.ndarray], every_pair: bool) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.nn.dropout import bernoulli
+from jaxtrain.nn.dropout import Seed, bernoulli
 
 Residuals = tuple[jax.Array, ...]
 
@@ -23,7 +23,7 @@ def scores(query: jax.Array, key: jax.Array, bias: jax.Array) -> jax.Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def attend_pairs(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, seed: jax.Array | None, rate: float
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, seed: jax.Array | Seed | None, rate: float
 ) -> jax.Array:
     """Dropout(softmax(scores)) value, (B, N, H, c); shapes as in `scores`.
 
@@ -33,7 +33,7 @@ def attend_pairs(
 
 
 def _forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, seed: jax.Array | None, rate: float
+    query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array, seed: jax.Array | Seed | None, rate: float
 ) -> tuple[jax.Array, Residuals]:
     s = scores(query, key, bias)
     highest = jax.lax.stop_gradient(s.max(axis=-1, keepdims=True))
@@ -60,12 +60,12 @@ def _backward(rate: float, saved: Residuals, g: jax.Array) -> tuple[jax.Array | 
     return d_query, d_key, d_value, d_bias, None
 
 
-def _signed(x: jax.Array, seed: jax.Array | None, rate: float) -> jax.Array:
+def _signed(x: jax.Array, seed: jax.Array | Seed | None, rate: float) -> jax.Array:
     """x >= 0, negative where dropped; kept in memory, so that two uses do not compute exponentials and random bits twice."""
     return jax.lax.optimization_barrier(x if seed is None else jnp.where(bernoulli(seed, 1 - rate, x.shape), x, -x))
 
 
-def _kept(x: jax.Array, seed: jax.Array | None) -> jax.Array:
+def _kept(x: jax.Array, seed: jax.Array | Seed | None) -> jax.Array:
     return x if seed is None else jnp.maximum(x, 0)
 
 
