@@ -101,7 +101,7 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
             flush=True,
         )
         show = part.phase.engine.report
-        if show.figures and not stop.asked():  # last: whatever a picture costs, the scores are safe
+        if show.figures and stop.signal is None:  # this process alone draws; last: whatever a picture costs, the scores are safe
             paths = draw(workdir, tested, result.step, tensorboard=show.tensorboard)
             progress.say(f"{len(paths)} figures in {workdir / 'figures'}")
     return summary
