@@ -167,8 +167,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data.layout": "matrix", "data.start": "2012-03-01T00:00", "data.unit": "mph",
         "model.spatial": "dot", "model.reach": "all", "model.edge_bias": True, "model.width": 64, "model.blocks": 2,
         "model.components": 3, "model.adaptive_dim": 16, "model.adaptive_per_step": False, "model.dropout": 0.2,
-        "train.batch": 32, "train.duration": "30ep", "train.patience": 6,
-        "optimizer.weight_decay": 1e-2, "optimizer.warmup": "100st", "optimizer.decay": "30ep",
+        "train.batch": 32, "train.duration": "10ep", "train.patience": 6,
+        "optimizer.weight_decay": 1e-2, "optimizer.warmup": "100st", "optimizer.decay": "10ep",
     },
     "hcmc": {
         "data.path": "data/hcmc_speed.parquet", "data.step_minutes": 30.0, "data.out_steps": 8, "data.gap_steps": 0,

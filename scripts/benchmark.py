@@ -84,7 +84,9 @@ def measure(values: Mapping[str, Any], steps: int, infer: bool) -> dict[str, Any
     from jaxtrain.engine.program import prepare
     from jaxtrain.engine.run import make_task
     from jaxtrain.engine.sharding import layout
+    from jaxtrain.engine.start import start_jax
 
+    start_jax(distributed=False)
     jax.config.update("jax_enable_compilation_cache", False)
     phase = configs.phases(values)[0]
     train = phase.engine.train
