@@ -100,10 +100,10 @@ class Progress:
         self.quiet, self.every_seconds = quiet, every_seconds
         self._last, self._width = 0.0, 0
 
-    def show(self, text: str, *, force: bool = False) -> None:
+    def show(self, text: str) -> None:
         """Replace the live line."""
         now = time.monotonic()
-        if self.quiet or (not force and now - self._last < (0.1 if self.live else self.every_seconds)):
+        if self.quiet or now - self._last < (0.1 if self.live else self.every_seconds):
             return
         self._last = now
         if self.live:

@@ -27,10 +27,7 @@ def start_jax(*, distributed: bool = True) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep freed blocks: a step's temporaries otherwise come as fresh pages, one fault per 4 KiB, at every call.
-
-    Measured on two cores: a training step of `normalized_v1` takes 9 % less time, a forward pass 18 %.
-    """
+    """Ask glibc to keep freed blocks: a step's temporaries otherwise come as fresh pages, one fault per 4 KiB, at every call."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         top_pad, trim_threshold, mmap_max = -2, -1, -4  # malloc.h
