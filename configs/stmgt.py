@@ -69,8 +69,10 @@ def _default() -> ConfigDict:
             "max_value": 200.0,  # catches wrong units
             "fill": "carry",  # carry | profile | zero
             "max_fill_minutes": 60.0,
-            "split": "time",  # time | windows
+            "split": "time",  # time | windows | walk_forward | blocked
             "fractions": (0.7, 0.1, 0.2),
+            "folds": 5,  # of walk_forward and blocked; python -m jaxtrain.validate runs them all
+            "fold": 0,
             "gap_steps": placeholder(int),  # unset: in_steps
             "scale": "global",  # global | node
             "timezone": "",  # what zone-aware stamps are converted to

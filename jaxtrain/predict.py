@@ -37,11 +37,16 @@ def main(argv: Sequence[str]) -> int:
     dataset = run.task.inputs(arguments.input, options)
     if len(dataset) == 0:
         raise UserError(f"{arguments.input}: holds no example to forecast from")
-    columns = run.task.table(dataset, run.forecast(dataset), options)
+    forecast = run.forecast(dataset, **run.task.serving(options))
+    columns = run.task.table(dataset, forecast, options)
+    more = run.task.more_tables(dataset, forecast, options)
     write_table(arguments.output, columns)
+    for name, others in more.items():
+        write_table(arguments.output.with_suffix(f".{name}{arguments.output.suffix}"), others)
     rows = len(next(iter(columns.values())))
     examples = f"{len(dataset):,} example{'s' if len(dataset) > 1 else ''}"
-    print(f"{arguments.output}: {rows:,} rows from {examples} with step {run.step} of {arguments.workdir}")
+    also = f" (and {', '.join(more)} beside it)" if more else ""
+    print(f"{arguments.output}{also}: {rows:,} rows from {examples} with step {run.step} of {arguments.workdir}")
     return 0
 
 

@@ -19,6 +19,7 @@ from jaxtrain.data.traffic_files import read_series
 from jaxtrain.data.traffic_graph import edge_weights, neighbor_lists
 from jaxtrain.data.traffic_graph_files import read_graph
 from jaxtrain.data.traffic_series import Series
+from jaxtrain.data.traffic_splits import NAMES, Cut, cut
 from jaxtrain.data.traffic_statistics import calendar, fill_causally, hold, training_statistics, weather_statistics
 from jaxtrain.data.traffic_synthetic import oracle, positions, world
 from jaxtrain.data.traffic_time import parse_stamp, show
@@ -37,14 +38,17 @@ def splits(config: DataConfig, congestion_fraction: float) -> Splits:
     check_config(config)
     series = _embedded(config) if not config.path else _with_graph(read_series(config, config.path, config.weather_path), config)
     where = config.path or "embedded network"
-    train_rows, index = _split_rows(config, len(series.time), where)
-    _check_observed(series, train_rows, index, config, where)
+    found = cut(config, len(series.time), where)
+    taught = found.training_rows(len(series.time))
+    _check_observed(series, taught, found, config, where)
 
-    statistics = training_statistics(series.speed[:train_rows], series.time[:train_rows], config, congestion_fraction)
+    end = found.training[-1][1]
+    learned = np.where(taught[:end, None], series.speed[:end], np.nan)
+    statistics = training_statistics(learned, series.time[:end], config, congestion_fraction)
     statistics["node_ids"] = series.ids
     notes = []
     if series.weather is not None:
-        statistics |= weather_statistics(series.weather[:train_rows])
+        statistics |= weather_statistics(series.weather[taught])
     if series.pairs is not None:
         statistics["node_pairs"] = series.pairs
     if series.positions is not None:
@@ -63,8 +67,11 @@ def splits(config: DataConfig, congestion_fraction: float) -> Splits:
     if config.split == "windows":
         notes.append('split="windows": neighbouring splits share target rows; for comparison with published figures only')
 
+    if config.split == "blocked":
+        notes.append('split="blocked": training uses later data than the test block; for choosing between models only')
+
     arrays = _arrays(series, config, statistics)
-    train, valid, test = (_dataset(arrays, starts, config) for starts in index)
+    train, valid, test = (_dataset(arrays, starts, config) for starts in found.starts)
     return Splits(train, valid, test, statistics, notes=tuple(notes))
 
 
@@ -211,52 +218,25 @@ def _arrays(series: Series, config: DataConfig, statistics: Statistics) -> dict[
     return arrays
 
 
-def _split_rows(config: DataConfig, rows: int, where: str) -> tuple[int, list[np.ndarray]]:
-    """(training rows, index (n, 1) of train, valid and test)."""
-    if config.split == "windows":
-        total = rows - config.window + 1
-        train, test = round(config.fractions[0] * total), round(config.fractions[2] * total)
-        cuts = [0, train, total - test, total]
-        starts = [np.arange(a, b, dtype=np.int32) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-        needed, present = [config.window] * 3, [rows] * 3
-        train_rows = train + config.window - 1
-    else:
-        # The small term keeps 0.7 + 0.1 = 0.7999999... of 160 rows from becoming 127.
-        shares = np.cumsum([0, *config.fractions])
-        cuts = [int(share * rows + 1e-6) for share in shares[:-1]] + [rows]
-        starts = [_windows_between(a, b, config) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-        needed = [config.window] + [config.gap + config.out_steps] * 2
-        present = [b - a for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
-        train_rows = cuts[1]
-    names = ("train", "valid", "test")
-    short = [f"{n} needs {a} rows, has {b}" for n, s, a, b in zip(names, starts, needed, present, strict=True) if not len(s)]
-    if short:
-        raise UserError(f"{where}: {rows} rows are too few: {', '.join(short)}; "
-                        "lower data.in_steps, data.out_steps or data.gap_steps, or change data.fractions")  # fmt: skip
-    return train_rows, starts
-
-
-def _windows_between(first: int, end: int, config: DataConfig) -> np.ndarray:
-    """First input rows of the windows whose targets lie in rows [first, end), `gap` rows after a cut."""
-    targets = first + config.gap if first else config.in_steps
-    return np.arange(max(targets - config.in_steps, 0), end - config.window + 1, dtype=np.int32)
-
-
-def _check_observed(series: Series, train_rows: int, index: list[np.ndarray], config: DataConfig, where: str) -> None:
-    """Nothing to learn from, or nothing to score, is a fault of the input."""
+def _check_observed(series: Series, taught: np.ndarray, found: Cut, config: DataConfig, where: str) -> None:
+    """Nothing to learn from, or nothing to score, is a fault of the input. taught: (R,) bool."""
     observed = np.isfinite(series.speed)
-    train = series.speed[:train_rows][observed[:train_rows]]
+    train = series.speed[taught][observed[taught]]
     if not len(train) or np.ptp(train) == 0:
         values = "no reading" if not len(train) else f"{len(train)} readings, all {train[0]:g}"
-        raise UserError(f"{where}: training rows 0-{train_rows - 1} hold {values}; check data.null_value, data.start and data.fractions")
-    unseen = ~np.any(observed[:train_rows], axis=0)
+        rows = " and ".join(f"{first}-{end - 1}" for first, end in found.training)
+        raise UserError(f"{where}: training rows {rows} hold {values}; check data.null_value, data.start and data.fractions")
+    unseen = ~np.any(observed[taught], axis=0)
     if np.mean(unseen) > 0.5:
-        raise UserError(f"{where}: {unseen.sum()} of {len(series.ids)} nodes are unobserved in the {train_rows} training rows "
+        raise UserError(f"{where}: {unseen.sum()} of {len(series.ids)} nodes are unobserved in the {taught.sum()} training rows "
                         f"({_some(series.ids[unseen])}); check data.null_value")  # fmt: skip
-    for name, starts in zip(("train", "valid", "test"), index, strict=True):
-        first, last = int(starts[0]) + config.in_steps, int(starts[-1]) + config.window
-        if not observed[first:last].any():
-            raise UserError(f"{where}: no reading among the targets of {name} (rows {first}-{last - 1}); change data.fractions")
+    for name, starts in zip(NAMES, found.starts, strict=True):
+        targets = np.zeros(len(observed), bool)
+        for step in range(config.in_steps, config.window):
+            targets[starts + step] = True
+        if not observed[targets].any():
+            first, last = np.flatnonzero(targets)[[0, -1]]
+            raise UserError(f"{where}: no reading among the targets of {name} (rows {first}-{last}); change data.fractions")
 
 
 def _some(ids: Any) -> str:

@@ -11,7 +11,7 @@ CHOICES = {
     "aggregate": ("mean", "last", "segment"),
     "graph_kind": ("auto", "weights", "distance"),
     "fill": ("carry", "profile", "zero"),
-    "split": ("time", "windows"),
+    "split": ("time", "windows", "walk_forward", "blocked"),
     "scale": ("global", "node"),
 }
 
@@ -48,7 +48,9 @@ class DataConfig:
     fill: str
     max_fill_minutes: float
     split: str
-    fractions: tuple[float, float, float]  # train, valid, test
+    fractions: tuple[float, float, float]  # train, valid, test; the first one is also where rolling origins begin
+    folds: int  # of walk_forward and blocked
+    fold: int  # which of them, from 0
     gap_steps: int | None  # rows between a cut and the first target after it; None = in_steps
     scale: str  # statistics over all nodes or per node
     timezone: str  # zone-aware stamps are converted to it; "" = there are none
@@ -87,6 +89,8 @@ def check_config(config: DataConfig) -> None:
         raise UserError(f"config.data.gap_steps: must be at least 0, got {config.gap}")
     if min(config.fractions) <= 0 or abs(sum(config.fractions) - 1) > 1e-6:
         raise UserError(f"config.data.fractions: three positive numbers that sum to 1 (train, valid, test), got {config.fractions}")
+    if config.folds < (3 if config.split == "blocked" else 1) or not 0 <= config.fold < config.folds:
+        raise UserError(f"config.data.fold: expected 0 <= fold < folds, with 3 folds or more when blocked, got {config.fold} of {config.folds}")
     synthetic = config.synthetic
     if not config.path and (synthetic.nodes < 2 or synthetic.days < 2):
         raise UserError(f"config.data.synthetic: needs at least 2 nodes and 2 days, got {synthetic.nodes} and {synthetic.days}")

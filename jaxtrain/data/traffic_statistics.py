@@ -106,12 +106,13 @@ def slot_sums(speed: np.ndarray, days: Calendar, slots: int) -> tuple[np.ndarray
     return total.reshape(2, slots, -1), count.reshape(2, slots, -1)
 
 
-def separate_classes(days: Calendar) -> bool:
+def separate_classes(days: Calendar, speed: np.ndarray) -> bool:
     """Whether weekday and weekend have a profile each: only when both were seen on two days or more.
 
     The profile of a class seen on one day is that day's history, and nothing is left of it without the day.
     """
-    return min(len(np.unique(days.day[days.kind == kind])) for kind in (0, 1)) >= 2
+    seen = np.isfinite(speed).any(axis=1)
+    return min(len(np.unique(days.day[seen & (days.kind == kind)])) for kind in (0, 1)) >= 2
 
 
 def circular_sum(x: np.ndarray, reach: int) -> np.ndarray:
@@ -129,7 +130,7 @@ def profile_from_sums(total: np.ndarray, count: np.ndarray, reach: int, node_mea
 
 def day_profile(speed: np.ndarray, days: Calendar, slots: int, reach: int, node_mean: np.ndarray) -> np.ndarray:
     """Mean by (weekday or weekend, slot, node): (2, S, N)."""
-    return profile_from_sums(*slot_sums(speed, days, slots), reach, node_mean, separate_classes(days))
+    return profile_from_sums(*slot_sums(speed, days, slots), reach, node_mean, separate_classes(days, speed))
 
 
 def damping(speed: np.ndarray, days: Calendar, config: DataConfig, node_mean: np.ndarray) -> np.ndarray:
@@ -139,7 +140,7 @@ def damping(speed: np.ndarray, days: Calendar, config: DataConfig, node_mean: np
     it, and the slope comes out too small. Pairs count where both readings are observed; 0 where there is no pair.
     """
     total, count = slot_sums(speed, days, config.slots)
-    reach, separate = profile_reach(config.step_minutes), separate_classes(days)
+    reach, separate = profile_reach(config.step_minutes), separate_classes(days, speed)
     deviation = np.empty_like(speed, dtype=np.float64)
     for day in np.unique(days.day):
         rows = np.flatnonzero(days.day == day)

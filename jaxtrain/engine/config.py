@@ -361,8 +361,36 @@ def _override(values: dict[str, Any], key: str, text: str) -> None:
             target = target[name]
     default = target[last]
     if isinstance(default, dict):
-        raise UserError(f"--config.{key}: is a section; set one of its keys ({', '.join(default)})")
+        # A mapping of free names (columns of a file) is given whole; what a section misses is found with its dataclass.
+        given = _mapping(text)
+        if given is None:
+            raise UserError(f"--config.{key}: is a section; set one of its keys ({', '.join(default)}), or all of it as {{'key': value}}")
+        target[last] = given
+        return
     target[last] = _literal(text, default, key)
+
+
+def _mapping(text: str) -> dict[str, Any] | None:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+    return json.loads(json.dumps(value)) if isinstance(value, dict) and all(isinstance(k, str) for k in value) else None
+
+
+def with_changes(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of a resolved config with dotted keys ("data.fold") set to these values; the whole is checked again."""
+    changed = json.loads(json.dumps(values))
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        target = changed
+        for name in parents:
+            target = target[name]
+        if last not in target:
+            raise UserError(f"config.{key}: missing; the folds of a validation are told to the data by this key")
+        target[last] = value
+    phases(changed)
+    return changed
 
 
 def _literal(text: str, default: Any, key: str) -> Any:

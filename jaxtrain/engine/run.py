@@ -108,9 +108,9 @@ class Run:
         call = self.scorer.predict_call(**options)
         return {k: np.asarray(v) for k, v in jax.device_get(call(self.params, self.model_state, batch)).items()}
 
-    def forecast(self, dataset: Dataset) -> dict[str, np.ndarray]:
-        """Forecast for every row of a dataset, in order, with the gathered inputs beside it."""
-        return self.scorer.predict(dataset, self.params, self.model_state, self.eval_batch)(dataset.index)
+    def forecast(self, dataset: Dataset, **options: Any) -> dict[str, np.ndarray]:
+        """Forecast for every row of a dataset, in order, with the gathered inputs beside it; options of the task's `predict`."""
+        return self.scorer.predict(dataset, self.params, self.model_state, self.eval_batch)(dataset.index, **options)
 
 
 def open_run(workdir: str | Path) -> Run:

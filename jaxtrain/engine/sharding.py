@@ -18,6 +18,8 @@ def start_distributed() -> None:
     SLURM, Open MPI, GKE and TPU pods are detected by JAX when JAXTRAIN_DISTRIBUTED=auto. Without a scheduler set
     JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID in each process.
     """
+    if jax.distributed.is_initialized():
+        return  # several runs in one process: the folds of a validation
     jax.config.update("jax_enable_preemption_service", False)  # it would keep SIGTERM from us, see `clock.Stop`
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address:

@@ -6,7 +6,7 @@ Speeds are in the unit of the data (`data.unit`, km/h or mph); the loss alone wo
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -139,6 +139,7 @@ class Task(contract.Task):
 
     config: Config
     signature: tuple[str, ...] = ("speed", "slot", "dow", "weather")
+    fold_kinds: ClassVar[Mapping[str, str]] = {"walk_forward": "walk_forward", "blocked": "blocked"}
 
     # Data ----------------------------------------------------------------------------------------------
 

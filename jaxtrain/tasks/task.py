@@ -3,13 +3,14 @@
 import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import numpy as np
 from flax import nnx
 
 from jaxtrain.data.dataset import Batch, Dataset, Splits, Statistics
+from jaxtrain.errors import UserError
 
 Sums = dict[str, Any]  # additive masked sums, float32 on the device, float64 once they are on the host
 Forecast = dict[str, Any]  # arrays in physical units, batch first
@@ -22,6 +23,14 @@ class Group:
     pattern: str
     learning_rate: float = 1.0  # multiplies the schedule; 0 freezes
     weight_decay: bool = True
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One run of a validation: an ordinary run with some keys changed, so that it resumes, scores and serves like any other."""
+
+    name: str  # of its run folder
+    changes: Mapping[str, Any]  # {"data.fold": 2}: dotted keys of the config and their values
 
 
 @dataclass(frozen=True)
@@ -51,9 +60,23 @@ class Task(abc.ABC):
     def splits(self) -> Splits:
         """Real files when config.data.path is set, else the embedded default. Needs no statistics."""
 
-    def folds(self, kind: str, n: int) -> list[Splits]:
-        """Rolling origin, blocked with gaps, or one group left out; statistics anew in every fold."""
-        raise NotImplementedError
+    fold_kinds: ClassVar[Mapping[str, str]] = {}  # kind of validation -> value of `data.split`; the data also read data.folds, data.fold
+
+    def folds(self, kind: str, n: int | None) -> list[Fold]:
+        """The runs of `walk_forward` (rolling origin), `blocked` (blocks with gaps) or `leave_one_out` (one group each).
+
+        n: how many; None for the usual number. Every fold computes its statistics anew. Raises UserError for a kind that
+        this system does not have.
+        """
+        if kind not in self.fold_kinds:
+            raise UserError(f"--folds {kind}: this system has {', '.join(self.fold_kinds) or 'no folds'}")
+        n = self.fold_count(kind) if n is None else n
+        keys = {"data.split": self.fold_kinds[kind], "data.folds": n}
+        return [Fold(f"fold-{i + 1:0{len(str(n))}d}", {**keys, "data.fold": i}) for i in range(n)]
+
+    def fold_count(self, kind: str) -> int:
+        """The usual number of folds of a kind."""
+        return 5
 
     # Model and objective, inside jit -------------------------------------------------------------------
 
@@ -115,9 +138,19 @@ class Task(abc.ABC):
         """What `evaluate --input` reads: a file with targets that the run has never seen."""
         raise NotImplementedError
 
+    def serving(self, options: Mapping[str, str]) -> dict[str, Any]:
+        """The options of `predict` that these `--option key=value` of the command ask for."""
+        return {}
+
     def table(self, dataset: Dataset, forecast: Mapping[str, np.ndarray], options: Mapping[str, str]) -> dict[str, np.ndarray]:
         """What `predict` writes: equally long columns, units in their names."""
         raise NotImplementedError
+
+    def more_tables(
+        self, dataset: Dataset, forecast: Mapping[str, np.ndarray], options: Mapping[str, str]
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Further tables of `predict` by name, each a file beside the first: "weights" goes to OUTPUT.weights.parquet."""
+        return {}
 
     def figures(
         self, predict: Callable[..., dict[str, np.ndarray]], dataset: Dataset, sums: Mapping[str, Mapping[str, np.ndarray]]

@@ -78,13 +78,6 @@ def test_time_split_keeps_targets_apart(gap):
         assert np.all(np.diff(data.index[:, 0]) == 1)
 
 
-def test_windows_split_follows_the_published_counts():
-    # METR-LA: 34,272 rows, 12 + 12 steps -> 23,974 / 3,425 / 6,850 windows.
-    train_rows, index = traffic._split_rows(config(split="windows", in_steps=12, out_steps=12), 34_272, "x")
-    assert [len(i) for i in index] == [23_974, 3_425, 6_850]
-    assert train_rows == 23_973 + 24
-
-
 def test_statistics_ignore_everything_after_the_training_rows(tmp_path):
     values = readings(300)
     before = traffic.splits(config(path=write_matrix(tmp_path / "a.csv", values), start="2024-01-01"), 0.5).statistics

@@ -11,7 +11,8 @@ from jaxtrain.data.traffic import DataConfig, SyntheticConfig
 CONFIG = DataConfig(
     path="", layout="auto", key="", feature=0, start="", step_minutes=5.0, in_steps=6, out_steps=4, grid="regular", aggregate="mean",
     unit="km/h", graph_path="", graph_kind="auto", directed=False, threshold=0.1, max_neighbors=32, weather_path="", locations_path="",
-    null_value=None, max_value=200.0, fill="carry", max_fill_minutes=60.0, split="time", fractions=(0.7, 0.1, 0.2), gap_steps=None,
+    null_value=None, max_value=200.0, fill="carry", max_fill_minutes=60.0, split="time", fractions=(0.7, 0.1, 0.2),
+    folds=5, fold=0, gap_steps=None,
     scale="global", timezone="", synthetic=SyntheticConfig(16, 4, 0),
 )  # fmt: skip
 

@@ -35,7 +35,8 @@ def get_config(preset: str = "default") -> ConfigDict:
     config = engine_defaults()
     config.update({
         "task": "tides",
-        "data": {"path": "", "rows": 400, "noise": 0.1, "in_steps": 8, "out_steps": 4, "weights": "none", "seed": 0},
+        "data": {"path": "", "rows": 400, "noise": 0.1, "in_steps": 8, "out_steps": 4, "weights": "none", "seed": 0,
+                 "split": "time", "folds": 2, "fold": 0},
         "model": {"width": 16, "dropout": 0.1, "norm": True},
         "groups": {"freeze": ""},
         "train": {"batch": 16, "duration": "60st", "steps_per_call": 5},

@@ -21,6 +21,9 @@ class DataConfig:
     out_steps: int
     weights: str  # none | recent
     seed: int
+    split: str  # time | walk_forward
+    folds: int
+    fold: int
 
 
 def gather(arrays: Arrays, rows: np.ndarray, *, in_steps: int, out_steps: int) -> Batch:
@@ -34,11 +37,14 @@ def gather(arrays: Arrays, rows: np.ndarray, *, in_steps: int, out_steps: int) -
 
 
 def splits(config: DataConfig) -> Splits:
-    """70, 15 and 15 % of the rows in order, no window across a border."""
+    """70, 15 and 15 % of the rows in order, no window across a border; or a fold of rolling origins over the last 30 %."""
     level = read(config.path) if config.path else embedded(config)
     level, observed = fill(level)
     arrays = {"level": level, "observed": observed}
     borders = [0, round(0.7 * len(level)), round(0.85 * len(level)), len(level)]
+    if config.split == "walk_forward":
+        blocks = np.linspace(borders[1], len(level), config.folds + 2).round().astype(int)
+        borders = [0, *(int(b) for b in blocks[config.fold : config.fold + 3])]
     train, valid, test = (windows(arrays, a, b, config, config.out_steps) for a, b in zip(borders, borders[1:], strict=False))
     if config.weights == "recent":
         train = Dataset(train.arrays, train.index, train.gather, np.linspace(0, 1, len(train)))

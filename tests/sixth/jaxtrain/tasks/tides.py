@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ class Task(contract.Task):
     config: Config
     headline: tuple[str, ...] = ("mae", "rmse")
     signature: tuple[str, ...] = ("level",)
+    fold_kinds: ClassVar[Mapping[str, str]] = {"walk_forward": "walk_forward"}
 
     def splits(self) -> Splits:
         return data.splits(self.config.data)
