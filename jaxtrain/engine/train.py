@@ -273,8 +273,9 @@ def initial_weights(values: Mapping[str, Any], part: Part) -> tuple[Params, Para
         return None
     other = open_run(values["init_from"])
     _, wanted, _ = build_model(part.task, part.phase.engine.train.precision)
-    check_leaves(f"config.init_from {values['init_from']}", wanted, other.params)
-    return other.params, other.model_state
+    params = part.task.adapt(dict(other.params), other.task.statistics)
+    check_leaves(f"config.init_from {values['init_from']}", wanted, params)
+    return params, other.model_state
 
 
 def versions() -> dict[str, str]:

@@ -161,6 +161,13 @@ class Task(abc.ABC):
 
     # Optional facts the engine uses --------------------------------------------------------------------
 
+    def adapt(self, params: dict[str, Any], statistics: Statistics) -> dict[str, Any]:
+        """Weights of another run (`init_from`; its statistics) made to fit this one: rows of tables by name, for example.
+
+        params: "a/b/kernel" -> array. The engine compares the result leaf by leaf with this run's model.
+        """
+        return params
+
     def groups(self) -> tuple[Group, ...]:
         """Parameter groups. Without a match: learning rate x 1, and weight decay on leaves named `kernel`."""
         return ()
