@@ -142,15 +142,11 @@ def features(config: DataConfig) -> tuple[Feature, ...]:
 
     A lag or a shifted statistic is known where it looks back at least the horizon; a shorter one is unknown at its far end.
     """
-    horizon, known = config.horizon_steps, set(config.known_real)
-
-    def is_known(column: str, steps: int) -> bool:
-        return column in known or steps >= horizon
-
-    found = [Feature(f"{column} lag {steps}", "lag", (column,), is_known(column, steps), steps) for column, steps in config.lags]
+    horizon, known = config.horizon_steps, config.known_real
+    found = [Feature(f"{column} lag {steps}", "lag", (column,), steps >= horizon, steps) for column, steps in config.lags]
     for column, width, statistic, shift in config.rolling:
         name = f"{column} {statistic} {width}" + (f" shift {shift}" if shift else "")
-        found.append(Feature(name, "rolling", (column,), is_known(column, shift), shift, width, statistic))
+        found.append(Feature(name, "rolling", (column,), shift >= horizon, shift, width, statistic))
     found += [Feature(f"{a} x {b}", "interaction", (a, b), a in known and b in known) for a, b in config.interactions]
     for column, static in config.peers:
         found.append(Feature(f"{column} of {static} peers" if static else f"{column} of peers", "peers", (column,), False, static=static))
@@ -170,6 +166,14 @@ def roles(config: DataConfig) -> Roles:
         static_categorical=config.static_categorical,
         calendar=config.calendar,
     )
+
+
+def log1p(config: DataConfig) -> tuple[bool, ...]:
+    """Whether each of `Roles.real` is transformed; a feature like all of its columns unless `transform` names it."""
+    known = {column: name == "log1p" for column, name in config.transform.items()}
+    for feature in features(config):
+        known.setdefault(feature.name, all(known.get(column, False) for column in feature.columns))
+    return tuple(known.get(column, False) for column in roles(config).real)
 
 
 def check_config(config: DataConfig) -> None:
