@@ -27,9 +27,10 @@ ROLES = ("targets", "observed_real", "observed_categorical", "known_real", "know
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    servers: int
+    servers: int  # or customers
     days: int
     seed: int
+    kind: str  # fleet | electricity
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,7 @@ def check_config(config: DataConfig) -> None:
         value = getattr(config, key)
         if value is not None and value < least:
             raise UserError(f"config.data.{key}: must be at least {least}, got {value}")
+    _choice("synthetic.kind", config.synthetic.kind, ("fleet", "electricity"))
     _check_numbers(config)
     _check_roles(config)
     _check_references(config)
