@@ -21,7 +21,6 @@ Needs torch and torch_geometric; without them it prints one line and exits with 
 # pyright: reportMissingImports=false
 
 import argparse
-import ctypes
 import json
 import sys
 import time
@@ -33,6 +32,7 @@ try:
     import numpy as np
     import torch
     import torch_geometric
+    from allocator import keep_freed_memory
     from stmgt_torch_network import Batch, Network, mixture_loss
     from torch import Tensor, nn
     from torch.utils.data import DataLoader, Dataset
@@ -214,18 +214,6 @@ def step_times(network: Network, batches: Iterator[Batch], edges: Tensor, mode: 
         "cpu_s": float(np.median(cpu)),
         "input_wait_s": float(np.median(wait)),
     }
-
-
-def keep_freed_memory() -> bool:
-    """Ask glibc to keep freed blocks instead of handing them back to the kernel; False where there is no mallopt.
-
-    Tensors of 100 MB otherwise come as fresh pages in every step, which doubles the time of `folded`.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is None:
-        return False
-    top_pad, trim_threshold, mmap_max, arena_max = -2, -1, -4, -8  # malloc.h
-    return all([mallopt(mmap_max, 0), mallopt(trim_threshold, -1), mallopt(top_pad, 1 << 29), mallopt(arena_max, 1)])
 
 
 def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:

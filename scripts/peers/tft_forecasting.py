@@ -9,9 +9,10 @@ Adam and gradient clipping, float32. Four programs, each timed by its own clock 
     loader   the loader alone, without workers: input per step
 
 The columns have the roles and counts of a `tft` config, the values are harmonics and noise: only speed is measured.
-Where a choice of the library costs time, the cheaper one is taken, so that a speed-up measured against it is not
-flattered: 8-wide real inputs (its default, --continuous), one global scaler per target that is fitted once, no static
-level variables, hour and weekday as categories (which skip their gated network), no logging.
+Each is timed twice, with inputs as wide as the hidden layer (as `tft` has them) and 8 wide (the library's default: a
+smaller network). Where another choice of the library costs time, the cheaper one is taken, so that a speed-up measured
+against it is not flattered: no missing values, scalers fitted once, no level variables, hour and weekday as categories
+(which skip their gated network), no logging.
 
     python scripts/peers/tft_forecasting.py --steps 5                       288 + 96 steps, 4 targets: one JSON line per program
     python scripts/peers/tft_forecasting.py --layout electricity --steps 5  168 + 24 hours, 1 target, hidden 128
@@ -25,12 +26,14 @@ import argparse
 import itertools
 import json
 import logging
+import math
 import multiprocessing
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +57,17 @@ except ModuleNotFoundError as missing:
 PROGRAMS = ("trainer", "loop", "step", "loader")
 FLEET = {
     "context": 288, "horizon": 96, "hidden": 32, "heads": 4, "batch": 32, "quantiles": (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98),
-    "groups": 48, "rows": 2016, "step-seconds": 300, "targets": 4, "observed-real": 2, "observed-categorical": 1, "known-real": 2,
+    "groups": 48, "step-seconds": 300, "targets": 4, "observed-real": 2, "observed-categorical": 1, "known-real": 2,
     "known-categorical": 2, "static-real": 1, "static-categorical": 2, "relative": 1, "normalise": "global",
 }  # fmt: skip
 ELECTRICITY = {
     **FLEET,
-    "context": 168, "horizon": 24, "hidden": 128, "quantiles": (0.1, 0.5, 0.9), "groups": 369, "rows": 672, "step-seconds": 3600,
+    "context": 168, "horizon": 24, "hidden": 128, "quantiles": (0.1, 0.5, 0.9), "groups": 369, "step-seconds": 3600,
     "targets": 1, "observed-real": 0, "observed-categorical": 0, "known-real": 3, "known-categorical": 0, "static-real": 0,
     "static-categorical": 1, "relative": 0, "normalise": "group",
 }  # fmt: skip
 LAYOUTS = {"fleet": FLEET, "electricity": ELECTRICITY}
+AT_LEAST_ONE = ("context", "horizon", "hidden", "heads", "batch", "groups", "targets", "step-seconds")
 ROLES = ("targets", "observed_real", "observed_categorical", "known_real", "known_categorical", "static_real", "static_categorical")
 Sample = tuple[dict[str, Any], Any]  # x and y of the library's loader
 
@@ -124,13 +128,14 @@ def dataset(options: argparse.Namespace) -> "TimeSeriesDataSet":
     )
 
 
-def network(options: argparse.Namespace, data: "TimeSeriesDataSet") -> "TemporalFusionTransformer":
+def network(options: argparse.Namespace, data: "TimeSeriesDataSet", width: int) -> "TemporalFusionTransformer":
+    """width: of the real inputs inside the selection networks, `hidden_continuous_size`."""
     torch.manual_seed(options.seed)
     return TemporalFusionTransformer.from_dataset(
         data,
         hidden_size=options.hidden,
         attention_head_size=options.heads,
-        hidden_continuous_size=options.continuous,
+        hidden_continuous_size=width,
         dropout=options.dropout,
         loss=QuantileLoss(list(options.quantiles)),
         learning_rate=options.learning_rate,
@@ -163,12 +168,12 @@ class Clock(lightning.Callback):
     def stamp(self) -> None:
         self.stamps.append((time.perf_counter(), cpu_seconds()))
 
-    def times(self, warmup: int) -> dict[str, Any]:
-        """Seconds per step after `warmup` steps: median, min, max of the wall clock; CPU is the mean, workers included."""
+    def times(self, warmup: int) -> dict[str, float]:
+        """Seconds per step after `warmup` steps: the wall clock's median, min, max and mean; CPU is a mean, workers included."""
         stamps = np.array(self.stamps[warmup - 1 :])
         wall = np.diff(stamps[:, 0])
-        spread = {"median": float(np.median(wall)), "min": float(wall.min()), "max": float(wall.max())}
-        return {"wall_s": spread, "mean_wall_s": float(wall.mean()), "cpu_s": float(np.diff(stamps[[0, -1], 1])[0] / len(wall))}
+        spread = {"median": np.median(wall), "min": wall.min(), "max": wall.max(), "mean": wall.mean()}
+        return {name: float(value) for name, value in (spread | {"cpu": np.diff(stamps[:, 1]).mean()}).items()}
 
 
 def cpu_seconds() -> float:
@@ -183,7 +188,7 @@ def cpu_seconds() -> float:
     return total
 
 
-def run_trainer(options: argparse.Namespace, data: "TimeSeriesDataSet", workers: int) -> Clock:
+def run_trainer(options: argparse.Namespace, model: "TemporalFusionTransformer", batches: Any) -> Clock:
     clock = Clock(options.accumulate)
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -191,37 +196,37 @@ def run_trainer(options: argparse.Namespace, data: "TimeSeriesDataSet", workers:
         precision="32-true",
         max_steps=options.warmup + options.steps,
         accumulate_grad_batches=options.accumulate,
-        gradient_clip_val=options.clip,
+        gradient_clip_val=options.clip or None,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[clock],
     )
-    trainer.fit(network(options, data), train_dataloaders=loader(options, data, workers))
+    trainer.fit(model, train_dataloaders=batches)
     return clock
 
 
-def run_plain(options: argparse.Namespace, data: "TimeSeriesDataSet", samples: Iterator[Sample]) -> Clock:
+def run_plain(options: argparse.Namespace, model: "TemporalFusionTransformer", samples: Iterator[Sample]) -> Clock:
     """What the Trainer does in a step, and nothing else."""
-    model, clock = network(options, data).train(), Clock()
+    clock = Clock()
+    model.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=options.learning_rate)
     for _ in range(options.warmup + options.steps):
         optimizer.zero_grad()
         for sample in itertools.islice(samples, options.accumulate):
             (loss_of(model, sample) / options.accumulate).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
+        if options.clip:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
         optimizer.step()
         clock.stamp()
     return clock
 
 
-def run_loader(options: argparse.Namespace, data: "TimeSeriesDataSet") -> Clock:
-    clock, samples = Clock(), endless(options, data)
-    for _ in range(options.warmup + options.steps):
-        for _ in range(options.accumulate):
-            next(samples)
-        clock.stamp()
+def run_loader(options: argparse.Namespace, samples: Iterator[Sample]) -> Clock:
+    clock = Clock(options.accumulate)
+    for _ in itertools.islice(samples, (options.warmup + options.steps) * options.accumulate):
+        clock.on_train_batch_end()
     return clock
 
 
@@ -234,42 +239,44 @@ def endless(options: argparse.Namespace, data: "TimeSeriesDataSet") -> Iterator[
         yield from loader(options, data, 0)
 
 
-def programs(options: argparse.Namespace, data: "TimeSeriesDataSet") -> Iterator[tuple[str, int, Callable[[], Clock]]]:
-    """(name, loader workers, what to time)."""
-    for name in options.program:
+def runs(options: argparse.Namespace, data: "TimeSeriesDataSet") -> Iterator[tuple[str, int, int, Callable[[], Clock]]]:
+    """(program, input width, loader workers, what to time); the loader's time does not depend on the width."""
+    for name, width in itertools.product(options.program, options.continuous):
         if name == "trainer":
             for workers in options.workers:
-                yield f"trainer, {workers} workers", workers, lambda workers=workers: run_trainer(options, data, workers)
+                yield name, width, workers, partial(run_trainer, options, network(options, data, width), loader(options, data, workers))
         elif name == "loop":
-            yield name, 0, lambda: run_plain(options, data, endless(options, data))
+            yield name, width, 0, partial(run_plain, options, network(options, data, width), endless(options, data))
         elif name == "step":
-            yield name, 0, lambda: run_plain(options, data, itertools.repeat(next(endless(options, data))))
-        else:
-            yield name, 0, lambda: run_loader(options, data)
+            sample = next(endless(options, data))
+            yield name, width, 0, partial(run_plain, options, network(options, data, width), itertools.repeat(sample))
+        elif width == options.continuous[0]:
+            yield name, width, 0, partial(run_loader, options, endless(options, data))
 
 
 def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One measurement per program and thread count, in seconds per optimizer step."""
+    """One measurement per program, input width, worker and thread count, in seconds per optimizer step."""
     allocator = "keep" if options.allocator == "keep" and keep_freed_memory() else "default"
     data = dataset(options)
-    model = network(options, data)
-    sizes = {name: getattr(options, name) for name in (*ROLES, "context", "horizon", "hidden", "heads", "continuous", "groups", "normalise")}
+    parameters = {width: sum(p.numel() for p in network(options, data, width).parameters()) for width in options.continuous}
+    sizes = {name: getattr(options, name) for name in (*ROLES, "context", "horizon", "hidden", "heads", "quantiles", "groups", "normalise")}
     for threads in options.threads:
         torch.set_num_threads(threads)
-        for name, workers, run in programs(options, data):
+        for name, width, workers, run in runs(options, data):
             times = run().times(options.warmup)
-            mean = times.pop("mean_wall_s")
+            about = [name, *([f"{workers} workers"] if name == "trainer" else []), *([f"inputs {width} wide"] if name != "loader" else [])]
             yield {
-                "program": f"{name}, {threads} thread{'s' if threads > 1 else ''}",
+                "program": ", ".join([*about, f"{threads} thread{'s' * (threads > 1)}"]),
                 "mode": "input" if name == "loader" else "train",
                 "batch": options.batch,
                 "accumulate": options.accumulate,
                 **sizes,
-                "quantiles": len(options.quantiles),
-                "parameters": sum(p.numel() for p in model.parameters()),
+                "continuous": width,
+                "parameters": parameters[width],
                 "steps": options.steps,
-                **times,
-                "windows_per_s": options.batch / mean,
+                "wall_s": {key: times[key] for key in ("median", "min", "max")},
+                "cpu_s": times["cpu"],
+                "windows_per_s": options.batch / times["mean"],
                 "windows": len(data),
                 "torch": torch.__version__,
                 "pytorch_forecasting": pytorch_forecasting.__version__,
@@ -280,47 +287,53 @@ def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             }
 
 
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return int(text)
+
+
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layout", choices=tuple(LAYOUTS), default="fleet", help="which defaults the sizes below have")
     parser.add_argument("--program", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 2], help="loader processes of `trainer`")
-    parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
-    for name, default in FLEET.items():
-        if name == "quantiles":
-            parser.add_argument("--quantiles", nargs="+", type=float)
-        elif name == "normalise":
-            parser.add_argument("--normalise", choices=("global", "group"), help="how targets are scaled")
-        else:
-            parser.add_argument(f"--{name}", type=type(default))
-    parser.add_argument("--accumulate", type=int, default=1, help="micro-batches that a batch is cut into")
-    parser.add_argument("--continuous", type=int, default=8, help="hidden_continuous_size (the library's default)")
+    parser.add_argument("--threads", nargs="+", type=positive, default=[2, 1])
+    for name in FLEET:
+        if name not in ("quantiles", "normalise"):
+            parser.add_argument(f"--{name}", type=positive if name in AT_LEAST_ONE else int)
+    parser.add_argument("--quantiles", nargs="+", type=float)
+    parser.add_argument("--normalise", choices=("global", "group"), help="how targets are scaled")
+    parser.add_argument("--rows", type=positive, help="steps per group (default: enough for the measured steps)")
+    parser.add_argument("--accumulate", type=positive, default=1, help="micro-batches of a batch")
+    parser.add_argument("--continuous", nargs="+", type=positive, help="hidden_continuous_size (default: --hidden, and the library's 8)")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--clip", type=float, default=1.0)
-    parser.add_argument("--steps", type=int, default=5, help="measured optimizer steps")
-    parser.add_argument("--warmup", type=int, default=2, help="steps before the clock counts")
+    parser.add_argument("--clip", type=float, default=1.0, help="largest gradient norm; 0 = any")
+    parser.add_argument("--steps", type=positive, default=5, help="measured optimizer steps")
+    parser.add_argument("--warmup", type=positive, default=3, help="steps before the clock counts")
     parser.add_argument("--allocator", choices=("keep", "default"), default="keep", help="keep freed memory (faster), or as glibc comes")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     for name, default in LAYOUTS[options.layout].items():
         if getattr(options, name.replace("-", "_")) is None:
             setattr(options, name.replace("-", "_"), default)
-    counts = (options.steps, options.warmup, options.batch, options.accumulate, options.groups, options.targets, *options.threads)
-    if min(counts) < 1 or min(options.workers) < 0:
-        parser.error("--steps, --warmup, --batch, --accumulate, --groups, --targets and --threads must be at least 1, --workers at least 0")
+    options.continuous = options.continuous or list(dict.fromkeys([options.hidden, 8]))
     if options.batch % options.accumulate:
         parser.error(f"--batch {options.batch} is not a multiple of --accumulate {options.accumulate}")
     if options.hidden % options.heads:
         parser.error(f"--hidden {options.hidden} is not a multiple of --heads {options.heads}")
+    if options.rows is None:  # every measured step has windows of its own: a loader that starts anew would be timed with it
+        needed = options.batch * (options.warmup + options.steps + 2)
+        options.rows = options.context + options.horizon + max(options.context, math.ceil(needed / options.groups))
     windows = options.groups * max(0, options.rows - options.context - options.horizon + 1)
     if windows < options.batch:
-        parser.error(f"--groups {options.groups} times --rows {options.rows} gives {windows} windows, fewer than one batch of {options.batch}")
+        parser.error(f"--groups {options.groups} x --rows {options.rows} gives {windows} windows, fewer than one batch of {options.batch}")
     return options
 
 
 def quiet() -> None:
-    """The library and the Trainer comment on worker counts, pandas and checkpoints; standard output is for the results."""
+    """No remarks on worker counts, pandas or checkpoints."""
     warnings.filterwarnings("ignore")
     os.environ["PYTHONWARNINGS"] = "ignore"  # of the loader workers
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_forecasting"):
