@@ -3,7 +3,8 @@
 Measures every combination of precision, placement and steps per call, each in a process of its own (so that peak memory is
 its own), one after another on this machine: compile time without any cache, step time (median, min, max, CPU seconds), samples/s
 of the whole loop with its input, input wait, peak memory, FLOPs and their share of a matrix product timed in the same run.
---peers PYTHON also times the earlier kind of program, scripts/peers/NAME_torch.py, with that interpreter on the same sizes.
+--peers PYTHON also times other programs for the same job on the same sizes (scripts/peers), with that interpreter.
+On one core: taskset -c 0 python scripts/benchmark.py ...
 """
 
 import argparse
@@ -14,20 +15,18 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import benchmark_peers
 import numpy as np
 
 from jaxtrain import cli
 from jaxtrain.engine import config as configs
 from jaxtrain.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(argv: list[str]) -> int:
@@ -49,13 +48,15 @@ def main(argv: list[str]) -> int:
         return 0
     if not arguments.output.parent.is_dir():
         raise UserError(f"--output {arguments.output}: there is no folder {arguments.output.parent}")
+    if arguments.peers:
+        benchmark_peers.check(arguments.peers, values["task"], arguments.precisions)
     calls = arguments.calls or sorted({1, min(values["train"]["steps_per_call"], arguments.steps)})
     rows = []
     for precision, placement, call in itertools.product(arguments.precisions, arguments.placements, calls):
         changes = {"train.precision": precision, "train.placement": placement, "train.steps_per_call": str(call)}
         rows.append(child(arguments, {**overrides, **changes}))
         print(f"{precision}, {placement}, {call} per call: {rows[-1]['samples_per_second']:,.1f} samples/s", file=sys.stderr)
-    peers = run_peers(arguments.peers, values, rows[0], arguments.steps) if arguments.peers else []
+    peers = benchmark_peers.run(arguments.peers, values, max(3, min(arguments.steps, 10))) if arguments.peers else []
     result = {"command": " ".join(["python", "scripts/benchmark.py", *argv]), "machine": machine(), "rows": rows, "peers": peers}
     text = render(result)
     print(text)
@@ -193,31 +194,6 @@ def timed(function: Callable[[], Any], repeats: int) -> list[float]:
     return seconds
 
 
-def run_peers(python: str, values: Mapping[str, Any], row: Mapping[str, Any], steps: int) -> list[dict[str, Any]]:
-    """The same sizes in the earlier kind of program."""
-    from jaxtrain.engine.run import make_task
-
-    script = ROOT / "scripts" / "peers" / f"{values['task']}_torch.py"
-    if not script.is_file():
-        raise UserError(f"--peers: there is no {script.relative_to(ROOT)}")
-    phase = configs.phases(values)[0]
-    statistics = make_task(values["task"], phase.task).splits().statistics
-    model, data = values["model"], values["data"]
-    nodes, slots = np.nonzero(statistics["neighbor_mask"][:, 1:])
-    edges = np.stack([statistics["neighbors"][nodes, slots + 1], nodes])
-    with tempfile.TemporaryDirectory() as folder:
-        graph = Path(folder) / "graph.npz"
-        np.savez(graph, edge_index=edges, node_list=statistics["node_ids"])
-        sizes = {name: model[name] for name in ("width", "heads", "blocks", "components")}
-        sizes |= {"batch": row["batch"], "nodes": len(statistics["neighbors"]), "steps": max(3, min(steps, 10))}
-        sizes |= {"in-steps": data["in_steps"], "out-steps": data["out_steps"]}
-        command = [python, str(script), "--bench", "--io", str(graph), *(word for k, v in sizes.items() for word in (f"--{k}", str(v)))]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"--peers: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f'exit code {done.returncode}'}")
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-
-
 def machine() -> dict[str, Any]:
     names = {line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")}
     return {"cpu": ", ".join(sorted(names)) or platform.processor(), "cores": os.cpu_count(), "python": platform.python_version()}
@@ -261,14 +237,14 @@ def peer_row(result: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], list[st
     from jaxtrain.engine.report import number
 
     ours = min((r for r in result["rows"] if r["precision"] == "float32"), key=lambda r: r["step_s"]["median"])
+    ours_wall = {"train": ours["step_s"]["median"], "infer": ours.get("infer_s", {}).get("median")}
 
     def row(peer: Mapping[str, Any]) -> list[str]:
-        wall, train = peer["wall_s"], peer["mode"] == "train"
+        wall, mode = peer["wall_s"], peer["mode"]
         times = [number(1e3 * wall[k]) for k in ("median", "min", "max")]
-        base = ours["step_s"]["median"] if train else ours.get("infer_s", {}).get("median")
-        ratio = f"{wall['median'] / base:.2f}" if base else "-"
-        cpu = f"{peer['cpu_s'] / ours['cpu_s']:.2f}" if train else "-"
-        return [f"{peer['program']}, {peer['mode']}", *times, number(1e3 * peer["cpu_s"]), number(peer["windows_per_s"]), ratio, cpu]
+        ratio = f"{wall['median'] / ours_wall[mode]:.2f}" if ours_wall.get(mode) else "-"
+        cpu = f"{peer['cpu_s'] / ours['cpu_s']:.2f}" if mode == "train" else "-"
+        return [f"{peer['program']}, {mode}", *times, number(1e3 * peer["cpu_s"]), number(peer["windows_per_s"]), ratio, cpu]
 
     return row
 

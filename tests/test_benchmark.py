@@ -12,7 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
-def benchmark():
+def benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
     spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -30,3 +31,19 @@ def test_a_row_holds_what_the_table_shows(benchmark, call: str, placement: str) 
     assert 0 <= row["input_wait"] < 1 and row["samples_per_second"] > 0
     text = benchmark.render({"command": "x", "machine": benchmark.machine(), "rows": [row], "peers": []})
     assert f"float32, {placement}, {call} per call" in text
+
+
+def test_the_table_compares_with_our_fastest_float32_program(benchmark) -> None:
+    row = {
+        "precision": "float32", "placement": "device", "steps_per_call": 1, "batch": 4, "parameters": 5, "compile_s": 1.0,
+        "step_s": {"median": 0.2, "min": 0.1, "max": 0.3}, "cpu_s": 0.4, "samples_per_second": 20.0, "input_wait": 0.0, "gather_ms": 0.1,
+        "flops_per_step": None, "share_of_matmul": None, "mfu": None, "peak_memory_bytes": 1, "device": "1 x cpu", "jax": "0",
+    }  # fmt: skip
+    slower = {**row, "step_s": {"median": 0.5, "min": 0.5, "max": 0.5}}
+    mixed = {**row, "precision": "mixed_bfloat16", "step_s": {"median": 0.01, "min": 0.01, "max": 0.01}}
+    peer = {"program": "other", "mode": "train", "wall_s": {"median": 0.6, "min": 0.5, "max": 0.7}, "cpu_s": 1.0, "windows_per_s": 6.7}
+    loader = {**peer, "program": "loader", "mode": "input"}
+    result = {"command": "x", "machine": benchmark.machine(), "rows": [slower, row, mixed], "peers": [peer, loader]}
+    lines = benchmark.render(result).splitlines()[-2:]
+    assert lines[0].startswith("other, train") and lines[0].split()[-2:] == ["3.00", "2.50"]
+    assert lines[1].startswith("loader, input") and lines[1].split()[-2:] == ["-", "-"]
