@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxtrain.data.headway_config import SyntheticConfig
+from jaxtrain.data.headway_config import DataConfig, SyntheticConfig
+from jaxtrain.data.headway_field import Tables, Timetable
+from jaxtrain.data.headway_time import midnights
 
 FIRST_DATE = np.datetime64("2025-01-02")  # a Thursday
 DIRECTIONS = ("outbound", "inbound")
@@ -25,7 +27,6 @@ RUN_NOISE, RUN_GAIN = 0.30, 0.25  # running time varies by 30 % and gains at mos
 INCIDENT_CHANCE, INCIDENT_MIN, INCIDENT_MEAN = 0.0008, 2.0, 5.0  # per train and link
 FIRST_GAP = 8.0  # gap that the first train of a day finds
 OUTAGE_CHANCE, OUTAGE_MINUTES, OUTAGE_HOURS = 0.5, (5, 30), (360, 1440)
-FEED_MINUTES = (240, 1680)  # the feed is read once a minute through the whole service day, 04:00 to 28:00
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def world(config: SyntheticConfig) -> World:
     bump = np.exp(-(((place - 0.55 * stations) / (0.22 * stations)) ** 2))
     run, slope = np.stack([link, link[::-1]]), 0.006 + 0.012 * rng.uniform(0.6, 1.4, stations) * bump
 
-    weekday = (FIRST_DATE.astype("datetime64[D]").astype(int) + 3 + np.arange(days)) % 7  # Monday 0
+    weekday = (FIRST_DATE.astype(int) + 3 + np.arange(days)) % 7  # Monday 0
     day_type = np.maximum(weekday - 4, 0)
     plan = _plans(day_type)
     shape = (len(plan), stations - 1, days, 2)
@@ -127,3 +128,46 @@ def _simulate(ready: np.ndarray, link_time: np.ndarray, slope: np.ndarray) -> np
             np.maximum(now[s] + link_time[k, s] + slope[s] * gap, floor[s + 1], out=now[s + 1])
         before = now
     return x.reshape(trains, links + 1, days, directions)
+
+
+def embedded_stations(config: SyntheticConfig) -> np.ndarray:
+    """(S,) unicode in line order, without drawing the line."""
+    return np.array([f"s{i:0{len(str(config.stations - 1))}d}" for i in range(config.stations)])
+
+
+def tables(config: DataConfig) -> Tables:
+    """The drawn history as the tables that files hold: arrivals, the rows the feed missed, the timetable by day type."""
+    drawn, names = world(config.synthetic), embedded_stations(config.synthetic)
+    dates = (FIRST_DATE + np.arange(len(drawn.day_type))).astype(str)
+    midnight = midnights(dates, config.timezone)
+    ran = np.argwhere(np.isfinite(drawn.arrival))  # (n, 4): train, station in travel order, day, direction
+    train, place, day, direction = ran.astype(np.int32).T
+    return Tables(
+        source="embedded line",
+        service_dates=dates,
+        directions=np.array(DIRECTIONS),
+        stations=names,
+        origins=names[[0, -1]],
+        time=midnight[day] + 60 * drawn.arrival[tuple(ran.T)],
+        day=day,
+        trip=(train * 2 + direction) * len(dates) + day,
+        station=np.where(direction == 0, place, len(names) - 1 - place).astype(np.int32),
+        direction=direction,
+        departure=drawn.plan[train, day, direction],
+        origin=direction,
+        unobserved=_missed(drawn.outage, midnight, config.step_minutes),
+        order=names,
+        timetable=_timetable(names[[0, -1]]),
+    )
+
+
+def _missed(outage: np.ndarray, midnight: np.ndarray, step_minutes: int) -> np.ndarray:
+    """(u,) starts of the rows that hold a minute without feed."""
+    minutes = [start + 60 * np.arange(first, first + count) for start, (first, count) in zip(midnight, outage, strict=True)]
+    return np.unique(np.concatenate(minutes) // (60 * step_minutes) * (60 * step_minutes))
+
+
+def _timetable(origins: np.ndarray) -> Timetable:
+    rows = [(d, kind, minute) for kind in (0, 1, 2) for d in (0, 1) for minute in planned_departures(kind, d)]
+    direction, kind, minute = (np.array(column) for column in zip(*rows, strict=True))
+    return Timetable(np.array(DIRECTIONS)[direction], origins[direction], minute, kind.astype(np.int32), np.full(len(rows), ""))
