@@ -91,8 +91,8 @@ def build(config: DataConfig, columns: Columns, extend: int = 0, training: Train
     training: which steps may decide about static columns that change (default: all)
     Raises UserError naming rows where (group, time) stands twice, a stamp is wild or a static column changes.
     """
-    order = _order(columns.group, columns.time)
-    group, time = _taken(columns.group, order).astype(np.int64), _taken(columns.time, order)
+    order = sorting(columns.group, columns.time)
+    group, time = taken(columns.group, order).astype(np.int64), taken(columns.time, order)
     phase = int(time[0]) % config.file_step_seconds
     number = (time - phase) // config.file_step_seconds
     keep, notes = _without_copies(config, columns, order, group, number)
@@ -104,8 +104,8 @@ def build(config: DataConfig, columns: Columns, extend: int = 0, training: Train
     place = spans.row0[group] + number - spans.first[group]
     role = roles(config)
     declared = config.targets + config.observed_real + config.known_real
-    numbers = {name: _scattered(_taken(columns.numbers[name], order), place, spans, np.float32, np.nan) for name in declared}
-    codes = {name: _scattered(_taken(columns.categories[name].codes, order), place, spans, np.int16, 0) for name in role.categorical}
+    numbers = {name: _scattered(taken(columns.numbers[name], order), place, spans, np.float32, np.nan) for name in declared}
+    codes = {name: _scattered(taken(columns.categories[name].codes, order), place, spans, np.int16, 0) for name in role.categorical}
     vocabularies = {name: columns.categories[name].texts for name in (*role.categorical, *role.static_categorical)}
 
     axis = spans.coarse(config.file_steps, extend)
@@ -116,7 +116,7 @@ def build(config: DataConfig, columns: Columns, extend: int = 0, training: Train
     for name in config.static_real + config.static_categorical:
         values = columns.numbers[name] if name in config.static_real else columns.categories[name].codes
         row = np.arange(len(values)) if order is None else order
-        runs = find_runs(group, step, row, _taken(values, order), chosen)
+        runs = find_runs(group, step, row, taken(values, order), chosen)
         static[name], changed = settle(name, runs, columns.names, config.static_change, columns.label, *showing(vocabularies.get(name)))
         notes += changed
     vocabularies = with_defaults(config, vocabularies)
@@ -158,13 +158,14 @@ def assemble(
     )
 
 
-def _order(group: np.ndarray, time: np.ndarray) -> np.ndarray | None:
+def sorting(group: np.ndarray, time: np.ndarray) -> np.ndarray | None:
     """The order by group and time; None where the rows stand in it."""
     later, same = group[1:] > group[:-1], group[1:] == group[:-1]
     return None if (later | (same & (time[1:] >= time[:-1]))).all() else np.lexsort((time, group))
 
 
-def _taken(values: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+def taken(values: np.ndarray, order: np.ndarray | None) -> np.ndarray:
+    """The values in the order of `sorting`."""
     return values if order is None else values[order]
 
 
@@ -185,7 +186,7 @@ def _without_copies(
         at = int(np.flatnonzero(differs)[0])
         first, second = sorted((int(a[at]), int(b[at])))
         raise UserError(f"{columns.label(first)} and {columns.label(second)} both give group {columns.names[group[copy[at]]]} at "
-                        f"{show(columns.time[first])} UTC with different values ({int(differs.sum())} such rows); keep one of them")  # fmt: skip
+                        f"{show(columns.time[first])} UTC, with different values ({differs.sum()} such rows); keep one")  # fmt: skip
     keep = np.ones(len(group), bool)
     keep[copy] = False
     return keep, (f"{columns.source}: {len(copy)} rows that repeat another exactly were dropped",)
