@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxtrain.data import fleet_features, fleet_synthetic
+from jaxtrain.data import fleet_embedded, fleet_features, fleet_files
 from jaxtrain.data.dataset import Arrays, Batch, Dataset, Splits, Statistics
 from jaxtrain.data.fleet_config import DataConfig, check_config, roles
 from jaxtrain.data.fleet_grid import Fleet
@@ -41,7 +41,8 @@ def splits(config: DataConfig, quantiles: Sequence[float]) -> Splits:
     quantiles: levels of the training quantiles. Raises UserError for every fault of the input.
     """
     check_config(config)
-    fleet = _read(config)
+    training = functools.partial(training_steps, config)
+    fleet = fleet_files.read(config, training=training) if config.path else fleet_embedded.fleet(config)
     where = _where(config)
     notes = [*fleet.notes, *_check_lengths(fleet, config, where)]
     cut = parts(config, fleet.steps, fleet.groups)
@@ -58,14 +59,6 @@ def splits(config: DataConfig, quantiles: Sequence[float]) -> Splits:
     train = Dataset(arrays, index["train"], bound_gather(config, evaluation=False), weights)
     valid, test = (Dataset(arrays, index[name], bound_gather(config, evaluation=True)) for name in ("valid", "test"))
     return Splits(train, valid, test, statistics, notes=tuple(notes + more))
-
-
-def _read(config: DataConfig) -> Fleet:
-    if not config.path:
-        return fleet_synthetic.fleet(config)
-    from jaxtrain.data import fleet_files
-
-    return fleet_files.read(config, training=functools.partial(training_steps, config))
 
 
 def _stride(config: DataConfig, split: str) -> int:
@@ -90,8 +83,15 @@ def bound_gather(config: DataConfig, *, evaluation: bool) -> functools.partial[B
 
 
 def gather(
-    arrays: Arrays, rows: Any, *, context_steps: int, horizon_steps: int, observed: int, observed_categorical: int, season_steps: tuple[int, ...]
-) -> Batch:  # fmt: skip
+    arrays: Arrays,
+    rows: Any,
+    *,
+    context_steps: int,
+    horizon_steps: int,
+    observed: int,
+    observed_categorical: int,
+    season_steps: tuple[int, ...],
+) -> Batch:
     """The windows of index rows (B, 4): see the module's docstring. Works on NumPy and on jax arrays alike.
 
     Rows outside of the arrays are read from their nearest end: they lie under past_mask 0.
@@ -193,14 +193,14 @@ def _check_lengths(fleet: Fleet, config: DataConfig, where: str) -> list[str]:
     needed, lengths = config.min_history_steps + config.horizon_steps, np.diff(fleet.row0)
     short = [name for name, length in zip(fleet.groups, lengths, strict=True) if length < needed]
     if len(short) == len(fleet.groups):
-        raise UserError(f"{where}: the longest group has {lengths.max()} steps, a window needs {needed} (data.min_history_steps="
-                        f"{config.min_history_steps} and data.horizon_steps={config.horizon_steps}); lower them or give more rows")  # fmt: skip
-    return [f"{len(short)} of {len(fleet.groups)} groups are shorter than the {needed} steps of a window: {some(short)}"] if short else []
+        raise UserError(f"{where}: the longest group has {lengths.max()} steps, a window needs {needed} (data.min_history_steps + "
+                        "data.horizon_steps); lower them or give more rows")  # fmt: skip
+    return [f"{len(short)} of {len(fleet.groups)} groups are shorter than a window of {needed} steps: {some(short)}"] if short else []
 
 
 def _check_windows(index: dict[str, np.ndarray], cut: dict[str, Part], fleet: Fleet, config: DataConfig, where: str) -> None:
     empty = [name for name, rows in index.items() if not len(rows)]
     if empty:
-        sizes = ", ".join(f"{name} {sum(b - a for a, b in part.intervals)} steps of {part.groups.sum()} groups" for name, part in cut.items())
-        raise UserError(f"{where}: no window in {', '.join(empty)}: {sizes}, gap {config.gap}, horizon {config.horizon_steps}, {fleet.steps} "
-                        "steps in all; lower data.horizon_steps or data.gap_steps, or change the split")  # fmt: skip
+        sizes = [f"{name} {sum(b - a for a, b in p.intervals)} steps of {p.groups.sum()} groups" for name, p in cut.items()]
+        raise UserError(f"{where}: no window in {', '.join(empty)}; of {fleet.steps} steps {', '.join(sizes)}; gap {config.gap}, horizon "
+                        f"{config.horizon_steps}; lower data.horizon_steps or data.gap_steps, or split otherwise")  # fmt: skip

@@ -3,16 +3,27 @@
 Letters: B windows, tau horizon steps, R targets, Q levels; a base step is one of the generator's 300 s.
 """
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 
+from jaxtrain.data import fleet_embedded
 from jaxtrain.data import fleet_synthetic as synthetic
 from jaxtrain.data.fleet_config import DataConfig
-from jaxtrain.data.fleet_synthetic import CASCADE, CASCADE_DELAY, INCIDENT, SPIKE, World
+from jaxtrain.data.fleet_synthetic import (
+    CASCADE,
+    CASCADE_DELAY,
+    INCIDENT,
+    INCIDENT_SIZE,
+    SPIKE,
+    SPIKE_CHANCE,
+    World,
+    draw_autoregression,
+)
 
 MEMORY = len(INCIDENT) + 2 * CASCADE_DELAY  # base steps back to which an incident of any of the three servers still counts
+RANDOM_MEMORY = np.array([synthetic.DEMAND_MEMORY, *synthetic.NOISE_MEMORY])  # of the fleet's demand and the server's own noise
+RANDOM_STD = np.array([synthetic.DEMAND_STD, *synthetic.NOISE_STD])
 
 
 def oracle(config: DataConfig, rows: np.ndarray, quantiles: Sequence[float], futures: int = 200) -> dict[str, np.ndarray]:
@@ -23,7 +34,7 @@ def oracle(config: DataConfig, rows: np.ndarray, quantiles: Sequence[float], fut
     and on its server and origin only, never on its batch. Targets must be metrics of the generator.
     """
     known = synthetic.world(config.synthetic)
-    table = synthetic.fleet(config)
+    table = fleet_embedded.fleet(config)
     place = {name: g for g, name in enumerate(known.servers.names)}
     columns = [synthetic.TARGETS.index(name) for name in config.targets]
     merged = config.step_seconds // synthetic.STEP_SECONDS
@@ -40,32 +51,24 @@ def _continue(known: World, server: int, origin: int, steps: int, seed: int, fut
     """(4, futures, steps) metrics of a server from base step `origin` on."""
     rng = np.random.default_rng([seed, 3, server, origin])
     servers, shape = known.servers, (futures, steps)
+    now = np.array([known.demand[origin - 1], *known.noise[:, server, origin - 1]]) if origin else np.zeros(5)
+    innovations = rng.standard_normal((steps, futures, 5))
+    noise = draw_autoregression(innovations, RANDOM_MEMORY, RANDOM_STD, now).transpose(2, 1, 0)
 
-    def draw_noise(now: float, memory: float, std: float) -> np.ndarray:
-        fading, mixing = _autoregression(steps, memory, std)
-        return now * fading + rng.standard_normal(shape) @ mixing
-
-    # The state at the origin is that of the step before it; every series begins at 0.
-    before = origin - 1
-    demand = draw_noise(known.demand[before] if origin else 0.0, synthetic.DEMAND_MEMORY, synthetic.DEMAND_STD)
-    noise = np.stack([
-        draw_noise(known.noise[i, server, before] if origin else 0.0, synthetic.NOISE_MEMORY[i], synthetic.NOISE_STD[i]) for i in range(4)
-    ])  # fmt: skip
-
-    event = _begun(known.spikes[server], origin, steps, SPIKE, 0)
-    event = event + (rng.random(shape) < synthetic.SPIKE_CHANCE) @ _response(steps, "spike", 0)
+    event = np.broadcast_to(_begun(known.spikes[server], origin, steps, SPIKE, 0), shape).copy()
+    _add_drawn(event, rng.random(shape) < SPIKE_CHANCE, SPIKE, 0)
     source, share, delay = server, 1.0, 0
     for _ in range(3):  # its own incidents, those of the server it depends on, and those of that one's
+        event += share * _begun(known.incidents[source], origin, steps, INCIDENT, delay)
         started = rng.random(shape) < servers.incident_chance[source]
-        sizes = started * rng.uniform(*synthetic.INCIDENT_SIZE, shape)
-        event += share * (_begun(known.incidents[source], origin, steps, INCIDENT, delay) + sizes @ _response(steps, "incident", delay))
+        _add_drawn(event, started * rng.uniform(*INCIDENT_SIZE, shape), share * INCIDENT, delay)
         source, share, delay = servers.upstream[source], share * CASCADE, delay + CASCADE_DELAY
         if source < 0:
             break
 
     base = known.base[:, server, None, origin : origin + steps]
     gamma = synthetic.PROFILES[servers.profile[server]].gamma
-    return synthetic.metrics(base, event, gamma * demand, noise, servers.cores[server])
+    return synthetic.metrics(base, event, gamma * noise[0], noise[1:], servers.cores[server])
 
 
 def _begun(starts: np.ndarray, origin: int, steps: int, shape: np.ndarray, delay: int) -> np.ndarray:
@@ -76,18 +79,8 @@ def _begun(starts: np.ndarray, origin: int, steps: int, shape: np.ndarray, delay
     return synthetic.response(padded, shape)[MEMORY - delay : MEMORY - delay + steps]
 
 
-@functools.lru_cache(maxsize=16)
-def _autoregression(steps: int, memory: float, std: float) -> tuple[np.ndarray, np.ndarray]:
-    """An AR(1) as x_0 * (steps,) + innovations @ (steps, steps)."""
-    ahead = np.arange(steps) - np.arange(steps)[:, None]
-    mixing = np.where(ahead >= 0, memory ** np.maximum(ahead, 0), 0) * std * np.sqrt(1 - memory**2)
-    return memory ** np.arange(1, steps + 1), mixing
-
-
-@functools.lru_cache(maxsize=16)
-def _response(steps: int, kind: str, delay: int) -> np.ndarray:
-    """(steps, steps): starts @ this = their response, `delay` steps later."""
-    shape = INCIDENT if kind == "incident" else SPIKE
-    ahead = np.arange(steps) - np.arange(steps)[:, None] - delay
-    inside = (ahead >= 0) & (ahead < len(shape))
-    return np.where(inside, shape[np.clip(ahead, 0, len(shape) - 1)], 0)
+def _add_drawn(event: np.ndarray, sizes: np.ndarray, shape: np.ndarray, delay: int) -> None:
+    """Add the response to the few starts among sizes (futures, steps), `delay` steps later."""
+    for future, start in zip(*np.nonzero(sizes), strict=True):
+        reached = event[future, start + delay : start + delay + len(shape)]
+        reached += sizes[future, start] * shape[: len(reached)]

@@ -70,7 +70,9 @@ class GroupFacts:
     codes: tuple[np.ndarray, ...]  # per categorical column: (V+1,) bool, which codes occur
 
 
-def training_statistics(fleet: Fleet, config: DataConfig, train: Part, quantiles: Sequence[float], where: str) -> tuple[Statistics, list[str]]:
+def training_statistics(
+    fleet: Fleet, config: DataConfig, train: Part, quantiles: Sequence[float], where: str
+) -> tuple[Statistics, list[str]]:
     """Everything that later steps use, from the rows of `train` alone, and notes on groups with nothing to learn.
 
     group_names (G,), vocabulary/COLUMN (n,) text; center, scale, cap (G, R), level (G, 2R) = mean and log deviation of the
@@ -82,7 +84,7 @@ def training_statistics(fleet: Fleet, config: DataConfig, train: Part, quantiles
     names = roles(config)
     rows = sum(s.stop - s.start for g in range(len(fleet.groups)) for s in stretches(fleet, train, g))
     every = max(1, -(-rows // MOST_CELLS))
-    facts = {g: _facts(fleet, train, g, names, quantiles, every) for g in np.flatnonzero(train.groups)}
+    facts = {g: _facts(fleet, train, g, names, quantiles, every) for g in range(len(fleet.groups)) if train.groups[g]}
     facts = {g: found for g, found in facts.items() if found.target.count.any()}
     notes = _check_targets(facts, fleet, config, train, where)
 
@@ -176,12 +178,10 @@ def _facts(fleet: Fleet, train: Part, group: int, names: Roles, quantiles: Seque
         binary=_is_binary(others),
         least=np.min(measured, axis=0, initial=np.inf, where=finite),
         cap=np.max(measured, axis=0, initial=-np.inf, where=finite),
-        total_abs=np.nansum(np.abs(measured), axis=0, dtype=np.float64),
+        total_abs=np.where(finite, np.abs(measured), 0).sum(axis=0, dtype=np.float64),
         quantiles=_quantiles(measured, quantiles),
         sample=measured[::every],
-        codes=tuple(
-            np.bincount(cat[:, i], minlength=1 + len(fleet.vocabularies[name])) > 0 for i, name in enumerate(names.categorical)
-        ),
+        codes=tuple(np.bincount(cat[:, i], minlength=1 + len(fleet.vocabularies[name])) > 0 for i, name in enumerate(names.categorical)),
     )
 
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxtrain.data import fleet_grid
 from jaxtrain.data.fleet_config import DataConfig, SyntheticConfig
-from jaxtrain.data.fleet_grid import Category, Columns, Fleet
+from jaxtrain.data.fleet_grid import Category, Columns
 from jaxtrain.errors import UserError
 
 START = int(np.datetime64("2025-01-06T00:00:00").astype(np.int64))  # a Monday
@@ -21,6 +20,7 @@ DAY, WEEK = 288, 2016  # steps
 TARGETS = ("cpu_percent", "memory_percent", "disk_percent", "load_average")
 GROUPS = ("server",)
 NUMBERS = (*TARGETS, "upstream_cpu_percent", "maintenance", "cores")
+CATEGORIES = ("status", "profile")
 STATUSES = ("offline", "maintenance", "critical_issue", "heavy_load", "recovery", "morning_spike", "idle", "healthy")
 
 DEMAND_MEMORY, DEMAND_STD = 0.995, 0.35  # of the whole fleet
@@ -165,11 +165,13 @@ def daily_curve(servers: Servers, steps: np.ndarray) -> np.ndarray:
     return weekend * servers.amplitude[:, None] * (np.cos(x) + 0.3 * np.cos(2 * x))
 
 
-def draw_autoregression(innovations: np.ndarray, memory: np.ndarray | float, std: np.ndarray | float) -> np.ndarray:
-    """AR(1) from 0 along the first axis, with standard deviation `std` in the long run."""
+def draw_autoregression(
+    innovations: np.ndarray, memory: np.ndarray | float, std: np.ndarray | float, now: np.ndarray | float = 0.0
+) -> np.ndarray:
+    """AR(1) along the first axis after the state `now`, with standard deviation `std` in the long run."""
     result = innovations * (std * np.sqrt(1 - np.square(memory)))
-    for t in range(1, len(result)):
-        result[t] += memory * result[t - 1]
+    for t, state in enumerate(result):
+        state += memory * (result[t - 1] if t else now)
     return result
 
 
@@ -217,7 +219,7 @@ def world(config: SyntheticConfig) -> World:
         servers.b_disk[:, None] + 0.4 * curve + servers.constant("batch_disk")[:, None] * batch_on - maintenance,
     ])  # fmt: skip
 
-    demand = draw_autoregression(rng.standard_normal(length), DEMAND_MEMORY, DEMAND_STD)
+    demand = draw_autoregression(rng.standard_normal((length, 1)), DEMAND_MEMORY, DEMAND_STD)[:, 0]
     noise = draw_autoregression(rng.standard_normal((length, number, 4)), NOISE_MEMORY, NOISE_STD)
     noise = np.ascontiguousarray(noise.transpose(2, 1, 0))
     spikes = rng.random((number, length)) < SPIKE_CHANCE
@@ -262,7 +264,7 @@ def _phases(started: np.ndarray, upstream: np.ndarray) -> list[np.ndarray]:
 
 
 def columns(config: DataConfig) -> Columns:
-    """The embedded fleet as a long table with the columns NUMBERS, status and profile.
+    """The embedded fleet as a long table with the columns NUMBERS and CATEGORIES.
 
     Raises UserError where the config asks for columns or steps that it does not have.
     """
@@ -287,39 +289,16 @@ def columns(config: DataConfig) -> Columns:
 
 
 def _check(config: DataConfig) -> None:
-    known = {"config.data.groups": (GROUPS, config.groups)}
-    reals = config.targets + config.observed_real + config.known_real + config.static_real
-    known["config.data"] = (NUMBERS, reals)
-    known["config.data.*_categorical"] = (
-        (*NUMBERS, "status", "profile"), config.observed_categorical + config.known_categorical + config.static_categorical
-    )  # fmt: skip
-    for where, (there, wanted) in known.items():
-        missing = [name for name in wanted if name not in there]
+    categorical = config.observed_categorical + config.known_categorical + config.static_categorical
+    wanted = {
+        "groups": (GROUPS, config.groups),
+        "targets and other numbers": (NUMBERS, config.targets + config.observed_real + config.known_real + config.static_real),
+        "categorical columns": ((*NUMBERS, *CATEGORIES), categorical),
+    }
+    for what, (there, names) in wanted.items():
+        missing = [name for name in names if name not in there]
         if missing:
-            raise UserError(f"{where}: the embedded fleet has no column {', '.join(missing)} (it has {', '.join(there)}); set data.path")
+            raise UserError(f"config.data: the embedded fleet has no {', '.join(missing)} ({what}: {', '.join(there)}); set data.path")
     if config.file_step_seconds != STEP_SECONDS:
         raise UserError(f"config.data.file_step_seconds: the embedded fleet has steps of {STEP_SECONDS} s, got {config.file_step_seconds}; "
                         "set data.step_seconds to average, or data.path")  # fmt: skip
-
-
-class _Key:
-    """A config that can be looked up: configs hold dicts, which are not hashable."""
-
-    def __init__(self, config: DataConfig) -> None:
-        self.config, self.text = config, repr(config)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-
-def fleet(config: DataConfig) -> Fleet:
-    """The embedded fleet on its grid, features included; built once per process and config."""
-    return _fleet(_Key(config))
-
-
-@functools.lru_cache(maxsize=2)
-def _fleet(key: _Key) -> Fleet:
-    return fleet_grid.build(key.config, columns(key.config))
