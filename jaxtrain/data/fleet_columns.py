@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxtrain.data.fleet_config import DataConfig, roles
 from jaxtrain.data.fleet_grid import Category, Columns, sorting, taken
-from jaxtrain.data.fleet_tables import Piece
+from jaxtrain.data.fleet_tables import Piece, compute
 from jaxtrain.data.fleet_time import check_step, first_true, read_time, snapped
 from jaxtrain.data.traffic_time import Label, show
 from jaxtrain.errors import UserError
@@ -25,7 +25,7 @@ def read_columns(config: DataConfig, piece: Piece, phase: int | None) -> tuple[C
     def label(row: int) -> str:
         return f"{piece.path}: row {piece.first_row + row + 1}"
 
-    stamps = read_time(config, piece.table[config.time], label)
+    stamps = read_time(config, _plain(piece.table[config.time]), label)
     group, names = _groups(config, piece, label)
     order = sorting(group, stamps.micro)
     check_step(config, piece.path, taken(group, order), taken(stamps.micro, order))
@@ -47,17 +47,20 @@ def read_columns(config: DataConfig, piece: Piece, phase: int | None) -> tuple[C
     if piece.others:
         notes += (f"{piece.path}: columns without a role are not read: {', '.join(piece.others)}",)
 
-    def sorted_label(row: int) -> str:
-        return label(row if order is None else int(order[row]))
+    rows = np.arange(len(time)) if order is None else order
 
-    return Columns(piece.path, taken(time, order), taken(group, order), names, numbers, categories, sorted_label, notes), phase
+    def sorted_label(row: int) -> str:
+        return label(int(rows[row]))
+
+    time, group = taken(time, order), taken(group, order)
+    return Columns(piece.path, time, group, names, numbers, categories, sorted_label, notes, piece.first_row + rows), phase
 
 
 def read_numbers(column: Any, name: str, path: str, label: Label) -> np.ndarray:
     """(n,) float32 or float64, NaN where empty. Raises UserError for text and for types that hold no numbers."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    pc = compute()
     column = _plain(column)
     kind = column.type
     if pa.types.is_null(kind):
@@ -132,16 +135,16 @@ def read_category(column: Any, name: str, path: str, label: Label) -> Category:
     texts = _texts(encoded.dictionary, name, path, lambda entry: label(int(np.flatnonzero(index == entry)[0])))
     vocabulary = sorted({text for text, there in zip(texts, used, strict=True) if there and text is not None})
     if len(vocabulary) > LARGEST_VOCABULARY:
-        raise UserError(f"{path}: column {name} has {len(vocabulary)} categories, at most {LARGEST_VOCABULARY} are possible; is it a number?")
-    code = {text: 1 + number for number, text in enumerate(vocabulary)}
-    return Category(np.array([*(code.get(text, 0) for text in texts), 0], np.int32)[index], tuple(vocabulary))  # index -1 = the last, 0
+        raise UserError(f"{path}: column {name} has {len(vocabulary)} categories, more than {LARGEST_VOCABULARY}; is it a number?")
+    code = dict.fromkeys(texts, 0) | {text: 1 + number for number, text in enumerate(vocabulary)}
+    return Category(np.array([*(code[text] for text in texts), 0], np.int32)[index], tuple(vocabulary))  # index -1 = the last, 0
 
 
 def _texts(values: Any, name: str, path: str, label: Label) -> list[str | None]:
     """Distinct values as trimmed text, None where missing."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    pc = compute()
     kind = values.type
     if pa.types.is_floating(kind):  # whole numbers with gaps arrive as floats
         values = pc.if_else(pc.is_nan(values), None, values)
@@ -195,7 +198,7 @@ def _plain(column: Any) -> Any:
 
 def _without_missing(column: Any) -> Any:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    pc = compute()
     column = pc.utf8_trim_whitespace(column)
     return pc.if_else(pc.is_in(column, pa.array(MISSING, column.type)), None, column)

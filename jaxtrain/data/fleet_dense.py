@@ -64,7 +64,7 @@ def finish(
     position = fleet_features.positions(grid.spans.row0)
     inside = position < np.repeat(grid.spans.lengths - extend, grid.spans.lengths)
     seen = np.column_stack([~np.isnan(grid.numbers[name]) for name in config.targets]).astype(np.uint8)
-    future = _after_last(seen.any(axis=1), position, grid.spans)
+    future = _after_last(seen.max(axis=1, initial=0) > 0, position, grid.spans)
 
     measured = {name: _defaulted(values, config.known_default.get(name), future) for name, values in grid.numbers.items()}
     filled = {name: fill(values, position, inside, config.fill_steps) for name, values in measured.items()}

@@ -1,42 +1,36 @@
 """A fleet from files: `read` takes every kind of long table, or a folder of scripts/prepare_fleet.py."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
 from jaxtrain.data.fleet_columns import check_unit, read_columns
 from jaxtrain.data.fleet_config import DataConfig, roles
-from jaxtrain.data.fleet_grid import Category, Columns, Fleet, build
-from jaxtrain.data.fleet_splits import parts
+from jaxtrain.data.fleet_grid import Category, Columns, Fleet, Training, build
 from jaxtrain.data.fleet_tables import files, is_prepared, pieces
 from jaxtrain.errors import UserError
 
 
-def read(config: DataConfig, path: str | Sequence[str] | None = None, extend: int = 0) -> Fleet:
+def read(config: DataConfig, path: str | Sequence[str] | None = None, extend: int = 0, training: Training | None = None) -> Fleet:
     """The fleet of `config.data.path`, or of another file with the same columns.
 
-    path:   file to forecast from or to score instead of `config.path`; static columns that change take their usual
-            value in the whole of it
-    extend: steps added after each group's last row (see `fleet_grid.build`)
+    path:     file to forecast from or to score instead of `config.path`
+    extend:   steps added after each group's last row (see `fleet_grid.build`)
+    training: which steps may decide about static columns that change (default: all)
     Rows whose targets are empty stay: known columns may reach past the last measurement.
     Raises UserError with one line for every fault of the files.
     """
     where = config.path if path is None else path
     if is_prepared(where):
-        raise NotImplementedError
+        from jaxtrain.data import fleet_prepared  # which reads by means of this module
+
+        if extend:
+            raise UserError(f"{where}: a prepared folder cannot be continued; give the original file")
+        return fleet_prepared.read_prepared(config, str(where))
     columns = read_long(config, where)
     if path is None:
         check_unit(config, columns.source, {name: float(np.nanmax(columns.numbers[name], initial=-np.inf)) for name in config.targets})
-    return build(config, columns, extend, partial(training_steps, config) if path is None else None)
-
-
-def training_steps(config: DataConfig, steps: int, groups: Sequence[str]) -> np.ndarray:
-    """(steps,) bool: the steps that training targets come from."""
-    chosen = np.zeros(steps, bool)
-    for first, end in parts(config, steps, groups)["train"].intervals:
-        chosen[first:end] = True
-    return chosen
+    return build(config, columns, extend, training)
 
 
 def wanted(config: DataConfig) -> tuple[str, ...]:

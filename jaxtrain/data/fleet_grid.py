@@ -34,6 +34,7 @@ class Columns:
     numbers:    column -> (n,) float, file units, NaN = missing (static columns: repeated on every row)
     categories: column -> Category of n codes
     label:      row (from 0) -> "FILE: row 7", as the reader of the file counts
+    rows:       (n,) number of each row in its file, from 0, where that is another
     """
 
     source: str
@@ -44,6 +45,7 @@ class Columns:
     categories: dict[str, Category]
     label: Callable[[int], str]
     notes: tuple[str, ...] = ()
+    rows: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,13 @@ def files(path: str | Sequence[str], format: str) -> list[File]:
     return found
 
 
+def compute() -> Any:
+    """pyarrow.compute, whose functions are made when it is imported (a type checker cannot see them)."""
+    import pyarrow.compute
+
+    return pyarrow.compute
+
+
 def is_prepared(path: str | Sequence[str]) -> bool:
     return isinstance(path, str) and (Path(path) / PREPARED).is_file()
 

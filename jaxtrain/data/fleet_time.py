@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.data.fleet_config import DataConfig
+from jaxtrain.data.fleet_tables import compute
 from jaxtrain.data.traffic_time import FORMS, Label, show
 from jaxtrain.errors import UserError
 
@@ -26,8 +27,8 @@ class Stamps:
 def read_time(config: DataConfig, column: Any, label: Label) -> Stamps:
     """Stamps of a column of timestamps, dates, ISO text or epochs. Raises UserError naming row and value."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    pc = compute()
     kind = column.type
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         column = pc.utf8_trim_whitespace(column)
@@ -77,8 +78,8 @@ def _epochs(config: DataConfig, values: np.ndarray, label: Label) -> np.ndarray:
 
 def _iso(config: DataConfig, column: Any, label: Label) -> Stamps:
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    pc = compute()
     for zone in ("UTC", None):
         try:
             return Stamps(column.cast(pa.timestamp("us", zone)).cast(pa.int64()).to_numpy(), zone is None)
@@ -144,6 +145,5 @@ def snapped(config: DataConfig, micro: np.ndarray, phase: int | None, label: Lab
 
 def first_true(mask: Any) -> int:
     """Number of the first row of an Arrow mask that is true."""
-    import pyarrow.compute as pc
-
+    pc = compute()
     return int(pc.index(mask, True).as_py())
