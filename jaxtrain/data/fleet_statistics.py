@@ -65,8 +65,8 @@ class GroupFacts:
     least: np.ndarray  # (R,) file units, inf where never measured
     cap: np.ndarray  # (R,) greatest value, -inf where never measured
     total_abs: np.ndarray  # (R,) sum of |y|
-    quantiles: np.ndarray  # (R, Q), NaN where never measured
-    sample: np.ndarray  # (n, R) measured targets, NaN elsewhere
+    quantiles: np.ndarray  # (R, Q) of the filled values, as the window forecast takes them; NaN where never measured
+    sample: np.ndarray  # (n, R) filled values of the targets
     codes: tuple[np.ndarray, ...]  # per categorical column: (V+1,) bool, which codes occur
 
 
@@ -169,7 +169,8 @@ def stretches(fleet: Fleet, part: Part, group: int) -> Iterator[slice]:
 def _facts(fleet: Fleet, train: Part, group: int, names: Roles, quantiles: Sequence[float], every: int) -> GroupFacts:
     targets, rows = len(names.targets), list(stretches(fleet, train, group)) or [slice(0, 0)]
     measured = np.concatenate([measured_targets(fleet, s) for s in rows])
-    others = np.concatenate([np.asarray(fleet.real[s, targets:]) for s in rows])
+    real = np.concatenate([np.asarray(fleet.real[s]) for s in rows])
+    filled, others = real[:, :targets], real[:, targets:]
     finite = np.isfinite(measured)
     cat = np.concatenate([np.asarray(fleet.cat[s]) for s in rows])
     return GroupFacts(
@@ -179,8 +180,8 @@ def _facts(fleet: Fleet, train: Part, group: int, names: Roles, quantiles: Seque
         least=np.min(measured, axis=0, initial=np.inf, where=finite),
         cap=np.max(measured, axis=0, initial=-np.inf, where=finite),
         total_abs=np.where(finite, np.abs(measured), 0).sum(axis=0, dtype=np.float64),
-        quantiles=_quantiles(measured, quantiles),
-        sample=measured[::every],
+        quantiles=_quantiles(filled, quantiles),
+        sample=filled[::every],
         codes=tuple(np.bincount(cat[:, i], minlength=1 + len(fleet.vocabularies[name])) > 0 for i, name in enumerate(names.categorical)),
     )
 
