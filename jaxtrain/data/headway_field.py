@@ -1,131 +1,178 @@
 """The headway and age fields of a line: tables of arrivals become rows of minutes by stations by directions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 
 from jaxtrain.data.headway_config import DataConfig
+from jaxtrain.data.headway_plan import check_clock, learn_plan, planned_headway
+from jaxtrain.data.headway_stations import line_order
+from jaxtrain.data.headway_tables import Facts, Line, Plan, Tables, Timetable
+from jaxtrain.data.headway_time import day_types, midnights
+from jaxtrain.errors import UserError
+
+__all__ = ["Facts", "Line", "Plan", "Tables", "Timetable", "learn", "raster", "rasterise"]
+
+QUIET_MINUTES = 15  # without snapshots, a longer stretch without any arrival counts as unobserved
+MAX_UNKNOWN = 0.9  # share of unknown cells beyond which a line cannot be learned
 
 
-@dataclass(frozen=True)
-class Timetable:
-    """Planned departures from the terminals, n rows.
+def raster(config: DataConfig, tables: Tables, training: Sequence[str]) -> Line:
+    """The fields of all service days; station order, lags and a rebuilt timetable come from the dates in `training`.
 
-    direction, origin: (n,) unicode; minute: (n,) float64 local minutes of the service date, may pass 1,440
-    day_type:          (n,) int32 0 weekday, 1 Saturday, 2 Sunday; -1 where `date` is given
-    date:              (n,) unicode service date; "" where `day_type` is given
+    Raises UserError where the order cannot be derived, the clock check fails or hardly a cell is known.
     """
-
-    direction: np.ndarray
-    origin: np.ndarray
-    minute: np.ndarray
-    day_type: np.ndarray
-    date: np.ndarray
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the planned terminal headway follows from: the timetable, and how long trains run from its origins to the grid.
-
-    lag_minutes: (m,) float64 median from an origin's departure to the direction's first grid station,
-                 of lag_direction (m,) and lag_origin (m,) unicode; departures from other origins are not in the timetable
-    """
-
-    timetable: Timetable
-    lag_direction: np.ndarray
-    lag_origin: np.ndarray
-    lag_minutes: np.ndarray
-
-
-@dataclass(frozen=True)
-class Tables:
-    """One line's arrivals, checked; times in UTC epoch seconds. What files and the embedded line are read into.
-
-    source:        the file's path, for messages
-    service_dates: (days,) unicode YYYY-MM-DD, ascending: the days with arrivals
-    directions:    (D,) unicode, names of `direction`; stations (N,), origins (O,) unicode likewise
-    time:          (n,) float64 s; day, trip, station, direction (n,) int32 codes (day: position in service_dates;
-                   a trip has its own code on every day)
-    departure:     (n,) float64 scheduled departure of the trip at its origin, local minutes of the service date; NaN unknown
-    origin:        (n,) int32 code, -1 unknown
-    snapshots:     (m,) float64 s, ascending: when the feed was read; None = not known
-    unobserved:    (u,) int64 s: starts of the rows that the feed did not see, where they are known outright; None = not known
-    order:         (S,) unicode, stations in line order as given; None = to be derived
-    timetable:     None = to be rebuilt
-    """
-
-    source: str
-    service_dates: np.ndarray
-    directions: np.ndarray
-    stations: np.ndarray
-    origins: np.ndarray
-    time: np.ndarray
-    day: np.ndarray
-    trip: np.ndarray
-    station: np.ndarray
-    direction: np.ndarray
-    departure: np.ndarray
-    origin: np.ndarray
-    snapshots: np.ndarray | None = None
-    unobserved: np.ndarray | None = None
-    order: np.ndarray | None = None
-    timetable: Timetable | None = None
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the raster must know beforehand, learned on training days alone.
-
-    directions: (D,) unicode; stations: (D, S) unicode in grid order of each direction
-    """
-
-    directions: np.ndarray
-    stations: np.ndarray
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class Line:
-    """The fields of a line, one row per `step_minutes`; what tables, prepared arrays and the embedded line end in.
-
-    directions:    (D,) unicode
-    stations:      (D, S) unicode, in grid order of each direction
-    headway, age:  (R, S, D) float32 minutes, NaN = unknown; a prepared array has one of them, the other is all NaN
-    planned:       (R, D, K) float32 minutes, NaN = unknown
-    time:          (R,) int64 epoch s of the row's start, UTC; fictive (from 1970) for a prepared array without start
-    day:           (R,) int32 position in service_dates; 0 without service days
-    day_type:      (R,) int32 0 weekday, 1 Saturday, 2 Sunday
-    minute:        (R,) int32 minute of the service day, 0..1439
-    service_dates: (n,) unicode; (0,) for a prepared array without start
-    plan:          None for prepared arrays
-    """
-
-    directions: np.ndarray
-    stations: np.ndarray
-    headway: np.ndarray
-    age: np.ndarray
-    planned: np.ndarray
-    time: np.ndarray
-    day: np.ndarray
-    day_type: np.ndarray
-    minute: np.ndarray
-    service_dates: np.ndarray
-    plan: Plan | None = None
-    notes: tuple[str, ...] = ()
+    facts = learn(config, tables, training)
+    line = rasterise(config, tables, facts)
+    _check_known(tables, line)
+    if config.check_clock:
+        line = replace(line, notes=line.notes + _clock_notes(config, tables, facts, line, training))
+    return line
 
 
 def learn(config: DataConfig, tables: Tables, training: Sequence[str]) -> Facts:
     """Station order, timetable and lags from the service dates in `training`."""
-    raise NotImplementedError
+    directions, order = line_order(config, tables, training)
+    travel = np.stack([order, order[::-1]][: len(directions)])
+    stations = travel if config.align == "travel" else np.stack([order] * len(directions))
+    plan, notes = learn_plan(config, tables, training, dict(zip(directions.tolist(), travel[:, 0].tolist(), strict=True)))
+    return Facts(directions, stations, plan, notes)
 
 
 def rasterise(config: DataConfig, tables: Tables, facts: Facts) -> Line:
-    """The fields of all service days under facts learned elsewhere (a finished run, or `learn`)."""
-    raise NotImplementedError
+    """The fields of all service days under facts learned before. Raises UserError for names that the facts do not have."""
+    _check_names(tables, facts)
+    begin = midnights(tables.service_dates, config.timezone) + config.day_start_minutes * 60
+    time = (begin[:, None] + config.step_seconds * np.arange(config.day_rows)).astype(np.int64)  # (days, rows)
+    unobserved = unobserved_rows(config, tables, time)
+    headway, age = _fields(config, tables, facts, begin, unobserved)
+    rows = time.size
+    return Line(
+        directions=facts.directions,
+        stations=facts.stations,
+        headway=headway,
+        age=age,
+        planned=planned_headway(config, facts.plan, tables.service_dates.tolist(), facts.directions.tolist(), config.target, config.terminal),
+        time=time.reshape(-1),
+        day=np.repeat(np.arange(len(begin), dtype=np.int32), config.day_rows),
+        day_type=np.repeat(day_types(tables.service_dates, config.sunday_dates), config.day_rows),
+        minute=np.tile(config.step_minutes * np.arange(config.day_rows, dtype=np.int32), len(begin)),
+        service_dates=tables.service_dates,
+        plan=facts.plan,
+        notes=(*tables.notes, *facts.notes, f"{rows - int(unobserved.sum())} of {rows} rows were observed"),
+    )
 
 
-def raster(config: DataConfig, tables: Tables, training: Sequence[str]) -> Line:
-    """`learn` and `rasterise` in one, and the clock check."""
-    raise NotImplementedError
+def _check_names(tables: Tables, facts: Facts) -> None:
+    unknown = [name for name in tables.directions if name not in facts.directions]
+    if unknown:
+        counts = ", ".join(f"{name} {n}" for name, n in zip(tables.directions, np.bincount(tables.direction), strict=False))
+        raise UserError(f"{tables.source}: direction {', '.join(unknown)} is not one of {', '.join(facts.directions)} "
+                        f"(found: {counts} rows); filter the rows, or give the directions their old names")  # fmt: skip
+    if not np.isin(facts.stations[0], tables.stations).any():
+        raise UserError(f"{tables.source}: none of its stations ({', '.join(tables.stations[:3])}) is on the line "
+                        f"({', '.join(facts.stations[0, :3])}); is it another line's file?")  # fmt: skip
+
+
+def unobserved_rows(config: DataConfig, tables: Tables, time: np.ndarray) -> np.ndarray:
+    """(days, rows) bool: rows at whose end the feed had not been seen for `stale_minutes`, or that belong to the next service day.
+
+    time: (days, rows) epoch s of the rows' starts.
+    """
+    end = time + config.step_seconds
+    if tables.unobserved is not None:
+        unobserved = np.isin(time, tables.unobserved)
+    elif tables.snapshots is not None:
+        last = np.searchsorted(tables.snapshots, end, side="right") - 1
+        since = end - tables.snapshots[np.maximum(last, 0)]
+        unobserved = (last < 0) | (since > config.stale_minutes * 60)
+    else:
+        unobserved = _quiet(config, tables, time)
+    tomorrow = midnights((tables.service_dates.astype("datetime64[D]") + 1).astype(str), config.timezone) + config.day_start_minutes * 60
+    return unobserved | (end > tomorrow[:, None])  # where clocks go forward, a service day ends early
+
+
+def _quiet(config: DataConfig, tables: Tables, time: np.ndarray) -> np.ndarray:
+    """(days, rows) bool: rows of a stretch of more than 15 minutes without an arrival anywhere."""
+    row = np.floor((tables.time - time[tables.day, 0]) / config.step_seconds).astype(np.int64)
+    inside = (row >= 0) & (row < config.day_rows)
+    busy = np.zeros(time.shape, bool)
+    busy[tables.day[inside], row[inside]] = True
+    quiet = np.zeros(time.shape, bool)
+    for day, rows in enumerate(busy):
+        edges = np.concatenate([[-1], np.flatnonzero(rows), [len(rows)]])
+        lengths = np.diff(edges) - 1
+        long = lengths * config.step_minutes > QUIET_MINUTES
+        for first, length in zip(edges[:-1][long] + 1, lengths[long], strict=True):
+            quiet[day, first : first + length] = True
+    return quiet
+
+
+def _fields(config: DataConfig, tables: Tables, facts: Facts, begin: np.ndarray, unobserved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(headway, age), each (R, S, D) float32, from stops sorted by cell and time: every value holds for a run of rows."""
+    stop_cell, stop_day, minute = _stops(config, tables, facts, begin)  # minutes since the start of the service day
+    step, rows = config.step_minutes, config.day_rows
+    row = np.floor(minute / step).astype(np.int64)
+    follows = np.concatenate([[False], (np.diff(stop_cell) == 0) & (np.diff(stop_day) == 0)])
+    gap = np.where(follows, np.diff(minute, prepend=np.nan), np.nan)
+
+    blind = _next_unobserved(unobserved)  # (days, rows) first unobserved row at or after each
+    until = np.minimum(np.append(np.where(follows[1:], row[1:], rows), rows), blind[stop_day, row])
+    fresh = np.floor((config.max_age_minutes + minute) / step + 1e-9).astype(np.int64)  # rows whose end is within the limit
+    length = np.clip(np.minimum(until, fresh) - row, 0, None)
+    seen = np.concatenate([[False], blind[stop_day, row][:-1] > row[1:]])  # nothing was missed between the two trains
+    gap[~seen | (gap > config.max_gap_minutes)] = np.nan
+
+    headway, age = (np.full((len(begin) * rows, facts.stations.shape[1] * len(facts.directions)), np.nan, np.float32) for _ in range(2))
+    offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+    where = np.repeat((stop_day * rows + row) * headway.shape[1] + stop_cell, length) + offset * headway.shape[1]
+    since = np.repeat((row + 1) * step - minute, length) + offset * step
+    headway.reshape(-1)[where] = np.minimum(np.repeat(gap, length), config.cap_minutes)
+    age.reshape(-1)[where] = np.minimum(since, config.cap_minutes)
+    shape = (len(begin) * rows, facts.stations.shape[1], len(facts.directions))
+    return headway.reshape(shape), age.reshape(shape)
+
+
+def _stops(config: DataConfig, tables: Tables, facts: Facts, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(cell s * D + d, day, minute of the service day) of every stop on the grid, sorted by cell, day and time."""
+    cell = np.full((len(tables.stations), len(tables.directions)), -1, np.int64)
+    for d, name in enumerate(tables.directions):
+        column = int(np.argmax(facts.directions == name))
+        for s, station in enumerate(facts.stations[column]):
+            cell[tables.stations == station, d] = s * len(facts.directions) + column
+    cells = cell[tables.station, tables.direction]
+    minute = (tables.time - begin[tables.day]) / 60
+    rows = np.flatnonzero((cells >= 0) & (minute >= 0) & (minute < config.day_rows * config.step_minutes))
+    rows = rows[np.argsort(minute[rows], kind="stable")]
+    rows = rows[np.unique(np.stack([cells[rows], tables.trip[rows]]), axis=1, return_index=True)[1]]  # a trip's earliest stop
+    rows = rows[np.lexsort((minute[rows], tables.day[rows], cells[rows]))]
+    cells, day, minute = cells[rows], tables.day[rows].astype(np.int64), minute[rows]
+    twice = (np.diff(cells) == 0) & (np.diff(day) == 0) & (np.diff(minute) == 0)  # two trips at one instant are one
+    keep = np.concatenate([np.ones(min(len(rows), 1), bool), ~twice])
+    return cells[keep], day[keep], minute[keep]
+
+
+def _next_unobserved(unobserved: np.ndarray) -> np.ndarray:
+    """(days, rows) int64: the first unobserved row at or after each, the number of rows where there is none."""
+    rows = unobserved.shape[1]
+    marked = np.where(unobserved, np.arange(rows), rows)
+    return np.minimum.accumulate(marked[:, ::-1], axis=1)[:, ::-1]
+
+
+def _check_known(tables: Tables, line: Line) -> None:
+    age = line.age
+    unknown = float(np.isnan(age).mean())
+    if unknown > MAX_UNKNOWN:
+        raise UserError(f"{tables.source}: {unknown:.0%} of the cells are unknown; check data.snapshots, data.max_age_minutes and the "
+                        "service dates")  # fmt: skip
+
+
+def _clock_notes(config: DataConfig, tables: Tables, facts: Facts, line: Line, training: Sequence[str]) -> tuple[str, ...]:
+    planned = planned_headway(config, facts.plan, tables.service_dates.tolist(), facts.directions.tolist(), "headway", "merged")[:, :, 0]
+    entry = np.zeros(len(facts.directions), int) if config.align == "travel" else np.array([0, -1])[: len(facts.directions)]
+    observed = line.headway[:, entry, np.arange(len(entry))]
+    taught = np.isin(tables.service_dates, training)[line.day]
+    fit = check_clock(tables.source, planned[taught], observed[taught], config.step_minutes, facts.directions.tolist())
+    texts = ", ".join(f"{name} {value:.2f}" for name, value in zip(facts.directions, fit, strict=True))
+    return (f"clock check: planned and observed headways correlate by {texts}",)

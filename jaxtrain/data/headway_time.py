@@ -1,5 +1,7 @@
 """Service days and local clocks of a rail line. Instants are UTC epoch seconds, wall times minutes of a service date."""
 
+import calendar
+import re
 from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from zoneinfo import ZoneInfo
@@ -20,6 +22,14 @@ def midnights(dates: Iterable[str], timezone: str) -> np.ndarray:
     return np.array([int(noon.timestamp()) for noon in noons], np.int64) - 12 * 3600
 
 
+def wall_minutes(text: str) -> float:
+    """Minutes of a wall time HH:MM[:SS], which may pass 24:00. Raises ValueError."""
+    match = re.fullmatch(r"(\d{1,2}):([0-5]\d)(?::([0-5]\d)(?:\.\d+)?)?", text.strip())
+    if match is None or int(match[1]) > 47:
+        raise ValueError(text)
+    return int(match[1]) * 60 + int(match[2]) + int(match[3] or 0) / 60
+
+
 def day_types(dates: Iterable[str], sunday_dates: Iterable[str]) -> np.ndarray:
     """(n,) int32: 0 weekday, 1 Saturday, 2 Sunday or one of sunday_dates."""
     sundays = set(sunday_dates)
@@ -35,9 +45,9 @@ def local_dates(seconds: np.ndarray, timezone: str, day_start_minutes: int) -> n
 def local_seconds(seconds: np.ndarray, timezone: str) -> np.ndarray:
     """(n,) int64: the wall clock of each instant as if it were UTC."""
     zone = ZoneInfo(timezone)
-    hours, where = np.unique(np.floor(seconds / 900).astype(np.int64), return_inverse=True)  # zones shift on quarters of an hour
-    offsets = [round(zone.utcoffset(datetime.fromtimestamp(int(h) * 900, UTC).astimezone(zone)).total_seconds()) for h in hours]
-    return np.floor(seconds).astype(np.int64) + np.array(offsets, np.int64)[where]
+    quarters, where = np.unique(np.floor(seconds / 900).astype(np.int64), return_inverse=True)  # clocks change on quarters of an hour
+    walls = [calendar.timegm(datetime.fromtimestamp(int(q) * 900, zone).timetuple()) for q in quarters]
+    return np.floor(seconds).astype(np.int64) + (np.array(walls, np.int64) - quarters * 900)[where]
 
 
 def instant(text: str, timezone: str, place: str) -> int:

@@ -1,0 +1,162 @@
+"""Planned headways at the ends of a line: from a timetable, or from the departures that training days have in common."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxtrain.data.headway_config import DAY_MINUTES, DataConfig
+from jaxtrain.data.headway_tables import Plan, Tables, Timetable
+from jaxtrain.data.headway_time import day_types, midnights
+from jaxtrain.errors import UserError
+
+LEAST_PAIRS = 20  # training trips that an origin's lag needs: fewer are short workings from mid-line
+COMMON_SHARE = 0.5  # of the training days of its day type on which a planned departure ran
+MAX_SHIFT_HOURS, SHIFT_MINUTES, SHIFT_GAIN = 12, 30, 0.1  # of the clock check
+
+
+@dataclass(frozen=True)
+class _Trips:
+    """Training trips with a scheduled departure. All (n,); minutes are local, of the service date."""
+
+    direction: np.ndarray  # code
+    origin: np.ndarray  # code
+    day: np.ndarray  # position in service_dates
+    departure: np.ndarray  # scheduled, minutes
+    entry: np.ndarray  # observed at the first station on the grid, minutes; NaN: not seen there
+
+
+def learn_plan(config: DataConfig, tables: Tables, training: Sequence[str], entries: dict[str, str]) -> tuple[Plan, tuple[str, ...]]:
+    """(plan, notes) of the service dates in `training`; entries: direction -> its first station on the grid."""
+    trips = _training_trips(config, tables, training, entries)
+    table = tables.timetable or _rebuilt(config, tables, training, trips)
+    lags = _lags(tables, trips)
+    departures = list(zip(table.direction.tolist(), table.origin.tolist(), strict=True))
+    for direction, origin in sorted(set(departures) - set(lags)):
+        if entries.get(direction) == origin:
+            lags[direction, origin] = 0.0  # it leaves from the grid's first station
+    keep = np.array([departure in lags for departure in departures], bool)
+    left_out = sorted({f"{origin} ({direction})" for direction, origin in set(departures) - set(lags)})
+    notes = [f"no terminal gap is planned from {', '.join(left_out)}: too few training trips"] if left_out else []
+    if not keep.any():
+        notes.append("no planned departures are known")
+    kept = Timetable(*(column[keep] for column in (table.direction, table.origin, table.minute, table.day_type, table.date)))
+    directions, origins = np.array(list(lags), np.str_).reshape(-1, 2).T
+    return Plan(kept, directions, origins, np.array(list(lags.values()), np.float64)), tuple(notes)
+
+
+def _training_trips(config: DataConfig, tables: Tables, training: Sequence[str], entries: dict[str, str]) -> _Trips:
+    rows = np.flatnonzero(np.isin(tables.service_dates, training)[tables.day] & np.isfinite(tables.departure) & (tables.origin >= 0))
+    rows = rows[np.lexsort((tables.time[rows], tables.trip[rows]))]
+    trip, first = np.unique(tables.trip[rows], return_index=True)
+    rows, first = rows, rows[first]
+    entry_station = np.array([_code(tables.stations, entries[name]) for name in tables.directions])
+    seen = rows[tables.station[rows] == entry_station[tables.direction[rows]]][::-1]  # backwards: the earliest stays
+    entry = np.full(len(trip), np.nan)
+    minutes = (tables.time - midnights(tables.service_dates, config.timezone)[tables.day]) / 60
+    entry[np.searchsorted(trip, tables.trip[seen])] = minutes[seen]
+    return _Trips(tables.direction[first], tables.origin[first], tables.day[first], tables.departure[first], entry)
+
+
+def _code(names: np.ndarray, name: str) -> int:
+    return int(np.argmax(names == name))
+
+
+def _lags(tables: Tables, trips: _Trips) -> dict[tuple[str, str], float]:
+    """(direction, origin) -> median minutes from the scheduled departure to the first station on the grid."""
+    lags = {}
+    for d, direction in enumerate(tables.directions.tolist()):
+        for o, origin in enumerate(tables.origins.tolist()):
+            pairs = (trips.direction == d) & (trips.origin == o) & np.isfinite(trips.entry)
+            if pairs.sum() >= LEAST_PAIRS:
+                lags[direction, origin] = float(np.median(trips.entry[pairs] - trips.departure[pairs]))
+    return lags
+
+
+def _rebuilt(config: DataConfig, tables: Tables, training: Sequence[str], trips: _Trips) -> Timetable:
+    """The departures that ran on at least half of the training days of their day type."""
+    kinds = day_types(tables.service_dates, config.sunday_dates)
+    days = np.bincount(kinds[np.isin(tables.service_dates, training)], minlength=3)
+    seconds = np.round(trips.departure * 60).astype(np.int64)
+    ran = np.unique(np.stack([kinds[trips.day], trips.direction, trips.origin, seconds, trips.day]), axis=1)
+    kinds_of = ran[:4]
+    departures, count = np.unique(kinds_of, axis=1, return_counts=True)
+    kind, direction, origin, second = departures[:, count >= COMMON_SHARE * days[departures[0]]]
+    return Timetable(
+        tables.directions[direction], tables.origins[origin], second / 60, kind.astype(np.int32), np.full(len(kind), "", np.str_)
+    )
+
+
+def planned_headway(
+    config: DataConfig, plan: Plan, service_dates: Sequence[str], directions: Sequence[str], field: str, terminal: str
+) -> np.ndarray:
+    """(R, D, K) float32 minutes at the end of every row, NaN = unknown.
+
+    The gap between the last two planned entries (field headway), or the minutes since the last one (age). terminal
+    `merged`: K = 1; `per_origin`: one channel for every origin of the direction that has most, in the order of their names.
+    """
+    channels = _channels(plan, directions, terminal)
+    kinds = day_types(service_dates, config.sunday_dates)
+    end = config.day_start_minutes + config.step_minutes * np.arange(1, config.day_rows + 1, dtype=np.float64)
+    width = max(1, *(len(found) for found in channels))
+    planned = np.full((len(service_dates), config.day_rows, len(directions), width), np.nan, np.float32)
+    lag = dict(zip(zip(plan.lag_direction.tolist(), plan.lag_origin.tolist(), strict=True), plan.lag_minutes.tolist(), strict=True))
+    table = plan.timetable
+    entry = table.minute + np.array([lag[p] for p in zip(table.direction.tolist(), table.origin.tolist(), strict=True)], np.float64)
+    for d, found in enumerate(channels):
+        for k, origins in enumerate(found):
+            own = (table.direction == directions[d]) & np.isin(table.origin, origins)
+            for n, day in enumerate(service_dates):
+                today = own & ((table.date == day) | ((table.date == "") & (table.day_type == kinds[n])))
+                planned[n, :, d, k] = _held(np.unique(entry[today]), end, config, field)
+    return planned.reshape(-1, len(directions), width)
+
+
+def _channels(plan: Plan, directions: Sequence[str], terminal: str) -> list[list[list[str]]]:
+    """Origins of each channel of each direction."""
+    origins = [sorted(plan.lag_origin[plan.lag_direction == name].tolist()) for name in directions]
+    return [[found] for found in origins] if terminal == "merged" else [[[origin] for origin in found] for found in origins]
+
+
+def _held(entry: np.ndarray, end: np.ndarray, config: DataConfig, field: str) -> np.ndarray:
+    """(rows,) minutes of one day from its planned entries (n,), ascending."""
+    entry = entry[entry > config.day_start_minutes]
+    last = np.searchsorted(entry, end, side="right") - 1
+    padded = np.concatenate([[np.nan, np.nan], entry])  # the row before the first train and the first train itself have no gap
+    age = end - padded[last + 2]
+    value = padded[last + 2] - padded[last + 1] if field == "headway" else age
+    return np.where(age <= config.max_age_minutes, np.minimum(value, config.cap_minutes), np.nan)
+
+
+def check_clock(source: str, planned: np.ndarray, observed: np.ndarray, step_minutes: int, directions: Sequence[str]) -> np.ndarray:
+    """(D,) correlation of planned and observed headway where trains enter, both (R, D) minutes, NaN = unknown.
+
+    Raises UserError when some other shift of the plan, up to 12 hours either way, fits better by more than 0.1.
+    """
+    shifts = np.arange(-MAX_SHIFT_HOURS * 60, MAX_SHIFT_HOURS * 60 + 1, SHIFT_MINUTES) // step_minutes
+    zero = len(shifts) // 2
+    fit = np.array([[_correlation(_shifted(planned[:, d], s), observed[:, d]) for s in shifts.tolist()] for d in range(planned.shape[1])])
+    for d, row in enumerate(fit):
+        best = int(np.argmax(row))
+        if row[best] > row[zero] + SHIFT_GAIN:
+            hours = shifts[best] * step_minutes / 60
+            raise UserError(f"{source}: planned and observed headways of {directions[d]} trains fit best with the plan moved by "
+                            f"{hours:+g} h (correlation {row[best]:.2f}, unmoved {row[zero]:.2f}); check data.timezone, or set "
+                            "data.check_clock=False")  # fmt: skip
+    return fit[:, zero]
+
+
+def _shifted(series: np.ndarray, rows: int) -> np.ndarray:
+    moved = np.full_like(series, np.nan)
+    moved[max(rows, 0) : len(series) + min(rows, 0)] = series[max(-rows, 0) : len(series) - max(rows, 0)]
+    return moved
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Over the rows where both are known; -1 where there are too few or one does not vary."""
+    both = np.isfinite(a) & np.isfinite(b)
+    if both.sum() < DAY_MINUTES // 10:
+        return -1.0
+    a, b = a[both].astype(np.float64), b[both].astype(np.float64)
+    spread = a.std() * b.std()
+    return float(((a - a.mean()) * (b - b.mean())).mean() / spread) if spread > 0 else -1.0
