@@ -1,0 +1,201 @@
+"""Convolutional LSTM along a line: the products of all inputs outside the scan, recurrence and gates inside, and its own gradient.
+
+The grid is (S stations, D directions). Rows of it are (..., E, S, X): with a kernel one direction wide every direction is a line
+of its own (E = D, X = C channels); a wider kernel sees all directions at once (E = 1, X = D C), because a 'same' kernel on so narrow
+an axis would spend a third and more of its multiplications on padding. Letters: T steps, B batch, H width, kh stations of a kernel.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+CLIP = 20.0  # of a relu cell's state: unclipped it grows without bound
+State = tuple[jax.Array, jax.Array]  # h, c (B, E, S, X), float32
+
+
+def rows_of(x: jax.Array, folded: bool) -> jax.Array:
+    """(B, T, S, D, C) -> (T, B, E, S, X)."""
+    b, t, s, d, c = x.shape
+    return x.swapaxes(0, 1).reshape(t, b, 1, s, d * c) if folded else x.transpose(1, 0, 3, 2, 4)
+
+
+def unfold(x: jax.Array, directions: int) -> jax.Array:
+    """(T, B, E, S, X) -> (T, B, D, S, C)."""
+    return x if x.shape[2] == directions else x.reshape(*x.shape[:2], x.shape[3], directions, -1).swapaxes(2, 3)
+
+
+def fold_kernel(kernel: jax.Array, directions: int) -> jax.Array:
+    """(kh, kw, C, 4 H) with gates i, f, g, o -> (kh, X, 4 Y), Y = H or D H: gates outermost, then directions, then H.
+
+    W'[:, d C + c, d' H + n] = W[:, d - d' + kw // 2, c, n] where |d - d'| <= kw // 2, else 0, for every gate.
+    """
+    kh, kw, channels, gates = kernel.shape
+    if kw == 1:
+        return kernel[:, 0]
+    blocks = [[_block(kernel, d - other) for other in range(directions)] for d in range(directions)]
+    whole = jnp.stack([jnp.stack(row, axis=3) for row in blocks], axis=1)  # (kh, d, C, 4, d', H)
+    return whole.reshape(kh, directions * channels, gates * directions)
+
+
+def _block(kernel: jax.Array, offset: int) -> jax.Array:
+    """What one direction hears of another: (kh, C, 4, H)."""
+    kh, kw, channels, gates = kernel.shape
+    if abs(offset) > kw // 2:
+        return jnp.zeros((kh, channels, 4, gates // 4), kernel.dtype)
+    return kernel[:, offset + kw // 2].reshape(kh, channels, 4, gates // 4)
+
+
+def shifted(x: jax.Array, kh: int) -> jax.Array:
+    """(..., S, X) -> (..., S, kh X): each station beside its neighbours, zeros beyond the ends."""
+    if kh == 1:
+        return x
+    stations, reach = x.shape[-2], kh // 2
+    padded = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(reach, reach), (0, 0)])
+    return jnp.concatenate([jax.lax.slice_in_dim(padded, i, i + stations, axis=-2) for i in range(kh)], axis=-1)
+
+
+def gathered(x: jax.Array, kh: int) -> jax.Array:
+    """The transpose of `shifted`: (..., S, kh X) -> (..., S, X)."""
+    if kh == 1:
+        return x
+    stations, reach = x.shape[-2], kh // 2
+    parts = jnp.split(x, kh, axis=-1)
+    rest = [(0, 0)] * (x.ndim - 2)
+    total = None
+    for i, part in enumerate(parts):
+        offset = i - reach  # station s of this part came from s + offset
+        kept = jax.lax.slice_in_dim(part, max(0, -offset), stations - max(0, offset), axis=-2)
+        moved = jnp.pad(kept, [*rest, (max(0, offset), max(0, -offset)), (0, 0)])
+        total = moved if total is None else total + moved
+    assert total is not None
+    return total
+
+
+def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """'Same' convolution along stations, (..., S, X) by (kh, X, Y) -> (..., S, Y)."""
+    kh, width, outputs = kernel.shape
+    flat = shifted(x, kh).reshape(-1, kh * width)
+    return (flat @ kernel.reshape(kh * width, outputs)).reshape(*x.shape[:-1], outputs)
+
+
+def convolve_uniform(x: jax.Array, kernel: jax.Array, stations: int) -> jax.Array:
+    """`convolve` of (..., X) that is the same at every station -> (..., S, Y): only the ends differ, by the taps that fall off."""
+    kh, width, outputs = kernel.shape
+    inside = jnp.abs(jnp.arange(stations)[:, None] - jnp.arange(stations)) <= kh // 2
+    taps = jnp.arange(stations)[None] - jnp.arange(stations)[:, None] + kh // 2  # of neighbour (second) for station (first)
+    sums = jnp.where(inside[..., None, None], kernel[jnp.clip(taps, 0, kh - 1)], 0).sum(1)  # (S, X, Y)
+    flat = x.reshape(-1, width) @ sums.transpose(1, 0, 2).reshape(width, stations * outputs)
+    return flat.reshape(*x.shape[:-1], stations, outputs)
+
+
+class ConvLSTM(nnx.Module):
+    """Shi et al. (2015) without peepholes: [i f g o] = conv(x; Wx) + conv(h; Wh) + b; c' = sig(f) c + sig(i) act(g); h' = sig(o) act(c').
+
+    kernel (kh, kw): 'same', over stations and directions. activation tanh or relu (its state is clipped to +-20). Wx is Glorot
+    uniform, Wh orthogonal as a (kh kw H, 4 H) matrix, b 0 with the forget part 1.
+    """
+
+    def __init__(self, inputs: int, hidden: int, kernel: tuple[int, int], directions: int, *, activation: str, remat: bool, unroll: int,
+                 dtype: Any, rngs: nnx.Rngs):
+        kh, kw = kernel
+        self.directions, self.channels, self.folded = directions, inputs, kw > 1
+        self.activation, self.remat, self.unroll, self.dtype = activation, remat, unroll, dtype
+        glorot, orthogonal = nnx.initializers.glorot_uniform(), nnx.initializers.orthogonal()
+        recurrent = orthogonal(rngs.params(), (kh * kw * hidden, 4 * hidden), jnp.float32)
+        self.inputs = nnx.Dict(kernel=nnx.Param(glorot(rngs.params(), (kh, kw, inputs, 4 * hidden), jnp.float32)))
+        self.recurrent = nnx.Dict(kernel=nnx.Param(recurrent.reshape(kh, kw, hidden, 4 * hidden)))
+        self.bias = nnx.Param(jnp.zeros(4 * hidden).at[hidden : 2 * hidden].set(1))
+
+    def kernels(self, *widths: int) -> Sequence[jax.Array]:
+        """The input kernel as kernels of rows, cut into parts of these many channels, in order: each (kh, X, 4 Y)."""
+        whole = self.inputs["kernel"][...].astype(self.dtype)
+        assert sum(widths) == whole.shape[2], f"{widths} are not the {whole.shape[2]} channels of this cell"
+        starts = [sum(widths[:i]) for i in range(len(widths))]
+        return [fold_kernel(whole[:, :, start : start + width], self.directions) for start, width in zip(starts, widths, strict=True)]
+
+    def gate_bias(self) -> jax.Array:
+        """(4 Y,)."""
+        bias = self.bias[...].astype(self.dtype)
+        return jnp.tile(bias.reshape(4, 1, -1), (1, self.directions, 1)).reshape(-1) if self.folded else bias
+
+    def __call__(self, x_gates: jax.Array, state: State | None = None) -> tuple[jax.Array, State]:
+        """x_gates (T, B, E, S, 4 Y), input products and bias of every step -> h of every step (T, B, E, S, Y), last state.
+
+        state: None starts from zeros.
+        """
+        recurrent = fold_kernel(self.recurrent["kernel"][...].astype(self.dtype), self.directions)
+        if state is None:
+            zeros = jnp.zeros((*x_gates.shape[1:-1], x_gates.shape[-1] // 4), jnp.float32)
+            state = zeros, zeros
+        scan = partial(conv_lstm, activation=self.activation, unroll=self.unroll)
+        scan = jax.checkpoint(scan) if self.remat else scan
+        return scan(recurrent, x_gates.astype(self.dtype), state)
+
+
+def conv_lstm(recurrent: jax.Array, x_gates: jax.Array, state: State, *, activation: str = "tanh", unroll: int = 1) -> tuple[jax.Array, State]:
+    """recurrent (kh, Y, 4 Y), x_gates (T, ..., S, 4 Y) of its type, state h and c (..., S, Y) float32 -> (T, ..., S, Y), last state."""
+    return _scan(x_gates, recurrent, *state, activation, unroll)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _scan(x_gates: jax.Array, kernel: jax.Array, h: jax.Array, c: jax.Array, activation: str, unroll: int) -> tuple[jax.Array, State]:
+    return _forward(x_gates, kernel, h, c, activation, unroll)[0]
+
+
+def _forward(x_gates, kernel, h, c, activation, unroll):  # type: ignore[no-untyped-def]
+    dtype = kernel.dtype
+
+    def step(state: State, now: jax.Array) -> Any:
+        h, c = state
+        z = (convolve(h.astype(dtype), kernel) + now).astype(jnp.float32)
+        i, f, g, o = jnp.split(z, 4, axis=-1)
+        i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), _act(g, activation), jax.nn.sigmoid(o)
+        c = f * c + i * g
+        c = jnp.clip(c, -CLIP, CLIP) if activation == "relu" else c
+        h = o * _act(c, activation)
+        return (h, c), (h.astype(dtype), c, jnp.concatenate([i, f, g, o], axis=-1).astype(dtype))
+
+    last, (hs, cs, gates) = jax.lax.scan(step, (h, c), x_gates, unroll=unroll)
+    return (hs, last), (kernel, h, c, hs, cs, gates)
+
+
+def _backward(activation, unroll, saved, cotangents):  # type: ignore[no-untyped-def]
+    kernel, h0, c0, hs, cs, gates = saved
+    d_hs, (d_h, d_c) = cotangents
+    kh, width, outputs = kernel.shape
+    flat_kernel = kernel.reshape(kh * width, outputs)
+    before = jnp.concatenate([c0[None], cs[:-1]])
+
+    def step(carry: State, now: Any) -> Any:
+        d_h, d_c = carry
+        d_new, c, c_before, gate = now
+        d_h = d_h + d_new.astype(jnp.float32)
+        i, f, g, o = jnp.split(gate.astype(jnp.float32), 4, axis=-1)
+        a = _act(c, activation)
+        d_c = d_c + d_h * o * _slope(a, activation)
+        d_c = jnp.where(jnp.abs(c) < CLIP, d_c, 0) if activation == "relu" else d_c
+        d_z = [d_c * g * i * (1 - i), d_c * c_before * f * (1 - f), d_c * i * _slope(g, activation), d_h * a * o * (1 - o)]
+        d_z = jnp.concatenate(d_z, axis=-1).astype(kernel.dtype)
+        pulled = d_z.reshape(-1, outputs) @ flat_kernel.T
+        return (gathered(pulled.reshape(*d_z.shape[:-1], -1), kh).astype(jnp.float32), d_c * f), d_z
+
+    (d_h, d_c), d_z = jax.lax.scan(step, (d_h, d_c), (d_hs, cs, before, gates), reverse=True, unroll=unroll)
+    heard = shifted(jnp.concatenate([h0[None].astype(hs.dtype), hs[:-1]]), kh)
+    d_kernel = heard.reshape(-1, kh * width).T @ d_z.reshape(-1, outputs)
+    return d_z, d_kernel.reshape(kernel.shape), d_h, d_c
+
+
+_scan.defvjp(_forward, _backward)
+
+
+def _act(x: jax.Array, activation: str) -> jax.Array:
+    return jnp.tanh(x) if activation == "tanh" else jnp.maximum(x, 0)
+
+
+def _slope(y: jax.Array, activation: str) -> jax.Array:
+    """Derivative of the activation, from its value."""
+    return 1 - y * y if activation == "tanh" else (y > 0).astype(y.dtype)
