@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtrain.data.headway_config import DataConfig
-from jaxtrain.data.headway_field import Line
+from jaxtrain.data.headway_tables import Line
 from jaxtrain.errors import UserError
 
 NAMES = ("train", "valid", "test")

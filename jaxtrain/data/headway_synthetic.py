@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtrain.data.headway_config import DataConfig, SyntheticConfig
-from jaxtrain.data.headway_field import Tables, Timetable
+from jaxtrain.data.headway_tables import Tables, Timetable
 from jaxtrain.data.headway_time import midnights
 
 FIRST_DATE = np.datetime64("2025-01-02")  # a Thursday

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.data.headway_config import DataConfig, SyntheticConfig
-from jaxtrain.data.headway_field import Line
+from jaxtrain.data.headway_tables import Line
 
 DEFAULT = DataConfig(
     path="", snapshots="", stations="", timetable="", schedule="", start="", columns={}, events=(), routes=(), sunday_dates=(),

@@ -31,34 +31,38 @@ def advected(batch: dict, travel: np.ndarray, place: np.ndarray, plan: bool) -> 
     horizon = batch["planned"].shape[1]
     found = np.empty((len(last), horizon, *last.shape[1:]), np.float32)
     for d, minutes in enumerate(travel):
+        order = np.argsort(minutes, kind="stable")  # of a grid that runs against the trains the last station is the entry
         for s in range(len(minutes)):
             for m in range(1, horizon + 1):
                 from_entry = minutes[s] - m
-                if from_entry >= 0:
-                    found[:, m - 1, s, d] = last[:, round(np.interp(from_entry, minutes, np.arange(len(minutes)))), d]
-                    continue
-                found[:, m - 1, s, d] = last[:, 0, d]
-                if plan:
-                    row = int(np.floor(m - minutes[s]))
-                    row = min(row, horizon - 1)
+                place_then = round(float(np.interp(from_entry, minutes[order], np.arange(len(order)))))
+                found[:, m - 1, s, d] = last[:, order[place_then], d]
+                row = int(np.floor(m - minutes[s]))
+                if plan and from_entry < 0 and row < horizon:
                     known = batch["planned_known"][:, row, d, 0]
-                    found[:, m - 1, s, d] = np.where(known, batch["planned"][:, row, d, 0], last[:, 0, d])
+                    found[:, m - 1, s, d] = np.where(known, batch["planned"][:, row, d, 0], last[:, order[0], d])
     return found
 
 
-def dead_reckoning(batch: dict, travel: np.ndarray, place: np.ndarray, plan: bool) -> np.ndarray:
-    """The youngest train that can have passed s by then: ages upstream grow by m minutes and shrink by the running time."""
+def dead_reckoning(batch: dict, travel: np.ndarray, place: np.ndarray, plan: bool, cap: float) -> np.ndarray:
+    """The youngest train that can have passed s by then: ages upstream grow by m minutes and shrink by the running time.
+
+    An age at the cap says no more than "at least so old": upstream it dates no train and is left out.
+    """
     last = last_known(batch["age"], batch["age_known"], place)
     horizon = batch["planned"].shape[1]
     found = np.empty((len(last), horizon, *last.shape[1:]), np.float32)
     for d, minutes in enumerate(travel):
         for s in range(len(minutes)):
+            upstream = np.flatnonzero(minutes <= minutes[s])
+            now = np.where((last[:, upstream, d] < cap) | (upstream == s), last[:, upstream, d], np.inf)
             for m in range(1, horizon + 1):
-                ages = last[:, : s + 1, d] + m - (minutes[s] - minutes[: s + 1])
+                ages = now + m - (minutes[s] - minutes[upstream])
                 best = np.where(ages >= 0, ages, np.inf).min(1)
                 if plan and m > minutes[s]:
-                    row = min(int(np.floor(m - minutes[s])), horizon - 1)
-                    known = batch["planned_known"][:, row, d, 0]
-                    best = np.where(known, np.minimum(best, batch["planned"][:, row, d, 0]), best)
-                found[:, m - 1, s, d] = best
+                    row = int(np.floor(m - minutes[s]))
+                    if row < horizon:
+                        known = batch["planned_known"][:, row, d, 0]
+                        best = np.where(known, np.minimum(best, batch["planned"][:, row, d, 0]), best)
+                found[:, m - 1, s, d] = np.minimum(best, cap)
     return found

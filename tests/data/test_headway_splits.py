@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from headway_lines import config, line
 
-from jaxtrain.data.headway_field import Line
+from jaxtrain.data.headway_tables import Line
 from jaxtrain.data.headway_splits import Cut, cut, training_dates, windows
 from jaxtrain.errors import UserError
 
