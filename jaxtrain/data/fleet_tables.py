@@ -117,8 +117,9 @@ def _check_columns(file: File, found: Sequence[str], wanted: Sequence[str]) -> N
 
 
 def _near(name: str, found: Sequence[str]) -> str:
-    match = difflib.get_close_matches(name, found, n=1, cutoff=0.5)
-    return f" (closest: {match[0]})" if match else ""
+    lowered = {column.lower(): column for column in found}
+    match = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.4)
+    return f" (closest: {lowered[match[0]]})" if match else ""
 
 
 Tables = Iterator[tuple[Sequence[str], Any]]  # (names in the file, table of the wanted columns)
