@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from jaxtrain.data.headway_config import DataConfig
-from jaxtrain.data.headway_plan import check_clock, learn_plan, planned_headway
+from jaxtrain.data.headway_plan import check_clock, learn_plan, planned_minutes
 from jaxtrain.data.headway_stations import line_order
 from jaxtrain.data.headway_tables import Facts, Line, Plan, Tables, Timetable
 from jaxtrain.data.headway_time import day_types, midnights
@@ -15,17 +15,15 @@ from jaxtrain.errors import UserError
 __all__ = ["Facts", "Line", "Plan", "Tables", "Timetable", "learn", "raster", "rasterise"]
 
 QUIET_MINUTES = 15  # without snapshots, a longer stretch without any arrival counts as unobserved
-MAX_UNKNOWN = 0.9  # share of unknown cells beyond which a line cannot be learned
 
 
 def raster(config: DataConfig, tables: Tables, training: Sequence[str]) -> Line:
     """The fields of all service days; station order, lags and a rebuilt timetable come from the dates in `training`.
 
-    Raises UserError where the order cannot be derived, the clock check fails or hardly a cell is known.
+    Raises UserError where the order cannot be derived or the clock check fails.
     """
     facts = learn(config, tables, training)
     line = rasterise(config, tables, facts)
-    _check_known(tables, line)
     if config.check_clock:
         line = replace(line, notes=line.notes + _clock_notes(config, tables, facts, line, training))
     return line
@@ -53,7 +51,7 @@ def rasterise(config: DataConfig, tables: Tables, facts: Facts) -> Line:
         stations=facts.stations,
         headway=headway,
         age=age,
-        planned=planned_headway(config, facts.plan, tables.service_dates.tolist(), facts.directions.tolist(), config.target, config.terminal),
+        planned=planned_minutes(config, facts.plan, tables.service_dates, facts.directions, config.target, config.terminal),
         time=time.reshape(-1),
         day=np.repeat(np.arange(len(begin), dtype=np.int32), config.day_rows),
         day_type=np.repeat(day_types(tables.service_dates, config.sunday_dates), config.day_rows),
@@ -160,19 +158,7 @@ def _next_unobserved(unobserved: np.ndarray) -> np.ndarray:
     return np.minimum.accumulate(marked[:, ::-1], axis=1)[:, ::-1]
 
 
-def _check_known(tables: Tables, line: Line) -> None:
-    age = line.age
-    unknown = float(np.isnan(age).mean())
-    if unknown > MAX_UNKNOWN:
-        raise UserError(f"{tables.source}: {unknown:.0%} of the cells are unknown; check data.snapshots, data.max_age_minutes and the "
-                        "service dates")  # fmt: skip
-
-
 def _clock_notes(config: DataConfig, tables: Tables, facts: Facts, line: Line, training: Sequence[str]) -> tuple[str, ...]:
-    planned = planned_headway(config, facts.plan, tables.service_dates.tolist(), facts.directions.tolist(), "headway", "merged")[:, :, 0]
-    entry = np.zeros(len(facts.directions), int) if config.align == "travel" else np.array([0, -1])[: len(facts.directions)]
-    observed = line.headway[:, entry, np.arange(len(entry))]
+    planned = planned_minutes(config, facts.plan, tables.service_dates, facts.directions, "headway", "merged")[:, :, 0]
     taught = np.isin(tables.service_dates, training)[line.day]
-    fit = check_clock(tables.source, planned[taught], observed[taught], config.step_minutes, facts.directions.tolist())
-    texts = ", ".join(f"{name} {value:.2f}" for name, value in zip(facts.directions, fit, strict=True))
-    return (f"clock check: planned and observed headways correlate by {texts}",)
+    return check_clock(config, tables.source, planned, line.headway, taught, facts.directions)

@@ -87,8 +87,8 @@ def _rebuilt(config: DataConfig, tables: Tables, training: Sequence[str], trips:
     )
 
 
-def planned_headway(
-    config: DataConfig, plan: Plan, service_dates: Sequence[str], directions: Sequence[str], field: str, terminal: str
+def planned_minutes(
+    config: DataConfig, plan: Plan, service_dates: np.ndarray, directions: np.ndarray, field: str, terminal: str
 ) -> np.ndarray:
     """(R, D, K) float32 minutes at the end of every row, NaN = unknown.
 
@@ -112,7 +112,7 @@ def planned_headway(
     return planned.reshape(-1, len(directions), width)
 
 
-def _channels(plan: Plan, directions: Sequence[str], terminal: str) -> list[list[list[str]]]:
+def _channels(plan: Plan, directions: np.ndarray, terminal: str) -> list[list[list[str]]]:
     """Origins of each channel of each direction."""
     origins = [sorted(plan.lag_origin[plan.lag_direction == name].tolist()) for name in directions]
     return [[found] for found in origins] if terminal == "merged" else [[[origin] for origin in found] for found in origins]
@@ -128,22 +128,29 @@ def _held(entry: np.ndarray, end: np.ndarray, config: DataConfig, field: str) ->
     return np.where(age <= config.max_age_minutes, np.minimum(value, config.cap_minutes), np.nan)
 
 
-def check_clock(source: str, planned: np.ndarray, observed: np.ndarray, step_minutes: int, directions: Sequence[str]) -> np.ndarray:
-    """(D,) correlation of planned and observed headway where trains enter, both (R, D) minutes, NaN = unknown.
+def check_clock(
+    config: DataConfig, source: str, planned: np.ndarray, field: np.ndarray, rows: np.ndarray, directions: np.ndarray
+) -> tuple[str, ...]:
+    """Notes on the correlation of planned (R, D) and observed headway at the entries of field (R, S, D), minutes, NaN = unknown.
 
-    Raises UserError when some other shift of the plan, up to 12 hours either way, fits better by more than 0.1.
+    rows: (R,) bool, those of training. Raises UserError where some other shift of the plan, up to 12 hours either way, fits
+    better by more than 0.1.
     """
-    shifts = np.arange(-MAX_SHIFT_HOURS * 60, MAX_SHIFT_HOURS * 60 + 1, SHIFT_MINUTES) // step_minutes
-    zero = len(shifts) // 2
-    fit = np.array([[_correlation(_shifted(planned[:, d], s), observed[:, d]) for s in shifts.tolist()] for d in range(planned.shape[1])])
-    for d, row in enumerate(fit):
-        best = int(np.argmax(row))
-        if row[best] > row[zero] + SHIFT_GAIN:
-            hours = shifts[best] * step_minutes / 60
-            raise UserError(f"{source}: planned and observed headways of {directions[d]} trains fit best with the plan moved by "
-                            f"{hours:+g} h (correlation {row[best]:.2f}, unmoved {row[zero]:.2f}); check data.timezone, or set "
+    observed = np.stack([field[rows, 0 if config.align == "travel" else -d, d] for d in range(len(directions))], axis=1)
+    planned = planned[rows]
+    hours = np.arange(-MAX_SHIFT_HOURS * 60, MAX_SHIFT_HOURS * 60 + 1, max(SHIFT_MINUTES, config.step_minutes)) / 60
+    texts = []
+    for d, name in enumerate(directions):
+        moved = [_shifted(planned[:, d], round(h * 60 / config.step_minutes)) for h in hours]
+        fit = np.array([_correlation(m, observed[:, d], DAY_MINUTES // config.step_minutes // 10) for m in moved])
+        best, unmoved = int(np.argmax(fit)), float(fit[np.argmin(np.abs(hours))])
+        if fit[best] > unmoved + SHIFT_GAIN:
+            raise UserError(f"{source}: planned and observed headways of {name} trains fit best with the plan moved by "
+                            f"{hours[best]:+g} h (correlation {fit[best]:.2f}, unmoved {unmoved:.2f}); check data.timezone, or set "
                             "data.check_clock=False")  # fmt: skip
-    return fit[:, zero]
+        if unmoved > -1:
+            texts.append(f"{name} {unmoved:.2f}")
+    return (f"clock check: planned and observed headways correlate by {', '.join(texts)}",) if texts else ()
 
 
 def _shifted(series: np.ndarray, rows: int) -> np.ndarray:
@@ -152,10 +159,10 @@ def _shifted(series: np.ndarray, rows: int) -> np.ndarray:
     return moved
 
 
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Over the rows where both are known; -1 where there are too few or one does not vary."""
+def _correlation(a: np.ndarray, b: np.ndarray, least: int) -> float:
+    """Over the rows where both are known; -1 where there are fewer than `least` or one does not vary."""
     both = np.isfinite(a) & np.isfinite(b)
-    if both.sum() < DAY_MINUTES // 10:
+    if both.sum() < least:
         return -1.0
     a, b = a[both].astype(np.float64), b[both].astype(np.float64)
     spread = a.std() * b.std()

@@ -67,6 +67,14 @@ def instant(text: str, timezone: str, place: str) -> int:
     return int(stamp.timestamp())
 
 
+def zoned_instant(text: str, place: str) -> int:
+    """UTC epoch seconds of ISO text with an offset. Raises UserError for text without one: a zone is never guessed."""
+    seconds = instant(text, "UTC", place)
+    if datetime.fromisoformat(text.strip()).tzinfo is None:
+        raise UserError(f"{place}: {text} has no time zone; add an offset, as in 2025-10-06T04:00:00+01:00")
+    return seconds
+
+
 def show_local(seconds: float, timezone: str) -> str:
     """ISO text with offset of an instant."""
     return (datetime.fromtimestamp(0, UTC) + timedelta(seconds=float(seconds))).astimezone(ZoneInfo(timezone)).isoformat(timespec="seconds")
