@@ -24,7 +24,7 @@ class _Column:
     """One row and direction: what has happened by `now` (minutes after midnight), and which trains move next."""
 
     day: int
-    direction: int
+    direction: int  # in which stations are counted from the entry
     now: float
     lead: int  # first train that has not finished its run
     trains: int  # lead, lead + 1, ... that may move within the horizon
@@ -54,10 +54,9 @@ def _forecast(known: World, config: DataConfig, starts: np.ndarray, futures: int
     later = np.full(shape, np.nan, np.float32)  # headway or passing time after the last event of each row
     age = config.target == "age"
     for events, station, time, gap in drawn.run():
-        row = np.ceil((time - drawn.now) / config.step_minutes - 1e-9).astype(int) - 1
-        inside = events & (row < len(ahead))
-        column, future = np.nonzero(inside)
-        later[row[inside], station[column], column, future] = (time if age else gap)[inside]
+        column, future = np.nonzero(events)
+        row = np.ceil((time[events] - drawn.now[column, 0]) / config.step_minutes).astype(int) - 1
+        later[row, station[column], column, future] = (time if age else gap)[events]
 
     state = np.repeat((last if age else headway)[..., None], futures, axis=-1).astype(np.float32)
     value = np.empty((len(ahead), *headway.shape), np.float32)
@@ -125,36 +124,27 @@ class _Futures:
 
     def run(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         """Events in the order of trains: whether (C, M), station (C,), time (C, M), headway (C, M; NaN for a day's first train)."""
-        before, _ = self._train(self.lead - 1, np.zeros(len(self.lead), bool))
+        columns = np.arange(len(self.columns))
+        before, _ = self._train(self.lead - 1)
         lateness = self._lateness(self.lead - 1)
         for i in range(len(self.z)):
             number = self.lead + i
-            moves = i < self.trains
-            now, passed = self._train(number, moves)
-            done = self._lateness(number)
-            lateness_next, departs = self._departure(i, number, lateness, before[0])
-            started = passed > 0
-            lateness = np.where(started[:, None], done, lateness_next)
-            first = np.flatnonzero(number == 0)
-            steps = self.z.shape[1] - 2 * TRIES
-            columns = np.arange(len(number))
-            for j in range(steps):
-                station = passed + j
-                runs = moves & (station < self.stations)
-                if not runs.any():
-                    break
-                at = np.minimum(station, self.stations - 1)
+            now, passed = self._train(number)
+            drawn, departs = self._departure(i, number, lateness, before[0])
+            started, first = (passed > 0)[:, None], number == 0
+            lateness = np.where(started, self._lateness(number), drawn)
+            for j in range(self.z.shape[1] - 2 * TRIES):
+                runs = (i < self.trains) & (passed + j < self.stations)
+                at = np.minimum(passed + j, self.stations - 1)
                 time = self._next(i, j, at, columns, now, before, first)
                 if j == 0:
-                    time = np.where(started[:, None], time, departs)
-                time = np.where(time > self.end, NEVER, time)
-                old = now[at, columns]
-                now[at, columns] = np.where(runs[:, None], time, old)
-                gap = time - before[at, columns]
-                gap[first] = np.nan
-                yield runs[:, None] & (time < NEVER), at, time, gap
-                if not (runs[:, None] & (time < NEVER)).any():
+                    time = np.where(started, time, departs)
+                # Beyond the horizon a train stays where it is, and so does all that follows it.
+                events = runs[:, None] & (time <= self.end)
+                now[at, columns] = np.where(runs[:, None], np.where(events, time, NEVER), now[at, columns])
+                if not events.any():
                     break
+                yield events, at, time, np.where(first[:, None], np.nan, time - before[at, columns])
             before = now
 
     def _next(self, i: int, j: int, at: np.ndarray, columns: np.ndarray, now: np.ndarray, before: np.ndarray,
@@ -186,7 +176,7 @@ class _Futures:
         choice = (times > self.now).argmax(0)
         return np.maximum(np.take_along_axis(times, choice[None], 0)[0], self.now + JUST), choice
 
-    def _train(self, number: np.ndarray, moves: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _train(self, number: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Times (S, C, M) of train `number` of each column, NEVER where later than now; stations already passed (C,)."""
         exists = (number >= 0) & (number < len(self.known.plan))
         times = self.known.arrival[np.clip(number, 0, len(self.known.plan) - 1), :, self.day, self.direction]  # (C, S)
