@@ -45,7 +45,6 @@ def rasterise(config: DataConfig, tables: Tables, facts: Facts) -> Line:
     time = (begin[:, None] + config.step_seconds * np.arange(config.day_rows)).astype(np.int64)  # (days, rows)
     unobserved = unobserved_rows(config, tables, time)
     headway, age = _fields(config, tables, facts, begin, unobserved)
-    rows = time.size
     return Line(
         directions=facts.directions,
         stations=facts.stations,
@@ -58,8 +57,15 @@ def rasterise(config: DataConfig, tables: Tables, facts: Facts) -> Line:
         minute=np.tile(config.step_minutes * np.arange(config.day_rows, dtype=np.int32), len(begin)),
         service_dates=tables.service_dates,
         plan=facts.plan,
-        notes=(*tables.notes, *facts.notes, f"{rows - int(unobserved.sum())} of {rows} rows were observed"),
+        notes=(*tables.notes, *facts.notes, *_row_notes(config, tables, begin, unobserved)),
     )
+
+
+def _row_notes(config: DataConfig, tables: Tables, begin: np.ndarray, unobserved: np.ndarray) -> tuple[str, ...]:
+    since = tables.time - begin[tables.day]
+    outside = int(((since < 0) | (since >= config.day_rows * config.step_seconds)).sum())
+    notes = (f"{outside} arrivals outside their service day are left out",) if outside else ()
+    return (*notes, f"{unobserved.size - int(unobserved.sum())} of {unobserved.size} rows were observed")
 
 
 def _check_names(tables: Tables, facts: Facts) -> None:
@@ -109,7 +115,10 @@ def _quiet(config: DataConfig, tables: Tables, time: np.ndarray) -> np.ndarray:
 
 def _fields(config: DataConfig, tables: Tables, facts: Facts, begin: np.ndarray, unobserved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(headway, age), each (R, S, D) float32, from stops sorted by cell and time: every value holds for a run of rows."""
-    stop_cell, stop_day, minute = _stops(config, tables, facts, begin)  # minutes since the start of the service day
+    stop_cell, stop_day, minute = _stops(config, tables, facts, begin)
+    if not len(minute):
+        raise UserError(f"{tables.source}: no arrival lies on the line's stations within a service day; check data.timezone, "
+                        "data.service_day_start and the station names")  # fmt: skip
     step, rows = config.step_minutes, config.day_rows
     row = np.floor(minute / step).astype(np.int64)
     follows = np.concatenate([[False], (np.diff(stop_cell) == 0) & (np.diff(stop_day) == 0)])
@@ -122,14 +131,22 @@ def _fields(config: DataConfig, tables: Tables, facts: Facts, begin: np.ndarray,
     seen = np.concatenate([[False], blind[stop_day, row][:-1] > row[1:]])  # nothing was missed between the two trains
     gap[~seen | (gap > config.max_gap_minutes)] = np.nan
 
-    headway, age = (np.full((len(begin) * rows, facts.stations.shape[1] * len(facts.directions)), np.nan, np.float32) for _ in range(2))
-    offset = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
-    where = np.repeat((stop_day * rows + row) * headway.shape[1] + stop_cell, length) + offset * headway.shape[1]
-    since = np.repeat((row + 1) * step - minute, length) + offset * step
-    headway.reshape(-1)[where] = np.minimum(np.repeat(gap, length), config.cap_minutes)
-    age.reshape(-1)[where] = np.minimum(since, config.cap_minutes)
-    shape = (len(begin) * rows, facts.stations.shape[1], len(facts.directions))
-    return headway.reshape(shape), age.reshape(shape)
+    # One run of known rows per stop, a run of unknown ones before each and after the last, cell by cell and day by day.
+    cells, days = facts.stations.size, len(begin)
+    first = (stop_cell * days + stop_day) * rows + row
+    bounds = np.concatenate([[0], np.stack([first, first + length], axis=1).reshape(-1), [cells * days * rows]])
+    gap_runs, minute_runs = np.full(2 * len(row) + 1, np.nan, np.float32), np.full(2 * len(row) + 1, np.nan)
+    gap_runs[1::2], minute_runs[1::2] = np.minimum(gap, config.cap_minutes), minute
+    headway = np.repeat(gap_runs, np.diff(bounds))
+    ends = step * np.arange(1, rows + 1)
+    age = np.minimum(ends - np.repeat(minute_runs, np.diff(bounds)).reshape(-1, rows), config.cap_minutes, dtype=np.float32)
+    shape = (days * rows, facts.stations.shape[1], len(facts.directions))
+    return _by_row(headway, shape), _by_row(age, shape)
+
+
+def _by_row(field: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """(R, S, D), contiguous, from a field that stands cell by cell."""
+    return np.ascontiguousarray(field.reshape(-1, shape[0]).T).reshape(shape)
 
 
 def _stops(config: DataConfig, tables: Tables, facts: Facts, begin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -143,7 +160,8 @@ def _stops(config: DataConfig, tables: Tables, facts: Facts, begin: np.ndarray) 
     minute = (tables.time - begin[tables.day]) / 60
     rows = np.flatnonzero((cells >= 0) & (minute >= 0) & (minute < config.day_rows * config.step_minutes))
     rows = rows[np.argsort(minute[rows], kind="stable")]
-    rows = rows[np.unique(np.stack([cells[rows], tables.trip[rows]]), axis=1, return_index=True)[1]]  # a trip's earliest stop
+    trips = int(tables.trip.max(initial=0)) + 1
+    rows = rows[np.unique(cells[rows] * trips + tables.trip[rows], return_index=True)[1]]  # a trip's earliest stop
     rows = rows[np.lexsort((minute[rows], tables.day[rows], cells[rows]))]
     cells, day, minute = cells[rows], tables.day[rows].astype(np.int64), minute[rows]
     twice = (np.diff(cells) == 0) & (np.diff(day) == 0) & (np.diff(minute) == 0)  # two trips at one instant are one

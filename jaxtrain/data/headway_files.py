@@ -26,7 +26,12 @@ def read(config: DataConfig) -> Tables:
     if config.stations:
         tables = replace(tables, order=read_stations(config))
     if config.timetable:
-        tables = replace(tables, timetable=read_timetable(config))
+        timetable = read_timetable(config)
+        unknown = sorted(set(timetable.direction.tolist()) - set(tables.directions.tolist()))
+        if unknown:
+            raise UserError(f"{config.timetable}: direction {', '.join(unknown)} is not one of {', '.join(tables.directions)} in "
+                            f"{config.path}; give both the same names")  # fmt: skip
+        tables = replace(tables, timetable=timetable)
     return tables
 
 

@@ -56,9 +56,9 @@ def _listed(config: DataConfig, tables: Tables) -> np.ndarray:
 
 def _trunk(config: DataConfig, tables: Tables, taught: np.ndarray) -> np.ndarray:
     """Codes of the stations that at least `trunk_share` of the training trips serve."""
-    pairs = np.unique(np.stack([tables.station[taught], tables.trip[taught]]), axis=1)
-    trips = len(np.unique(pairs[1]))
-    served = np.bincount(pairs[0], minlength=len(tables.stations)) / max(trips, 1)
+    trips = len(np.unique(tables.trip[taught]))
+    served_once = np.unique(tables.trip[taught].astype(np.int64) * len(tables.stations) + tables.station[taught])
+    served = np.bincount(served_once % len(tables.stations), minlength=len(tables.stations)) / max(trips, 1)
     chosen = np.flatnonzero(served >= config.trunk_share)
     if len(chosen) < 2:
         best = ", ".join(f"{tables.stations[s]} {served[s]:.0%}" for s in np.argsort(-served)[:3])
