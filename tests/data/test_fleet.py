@@ -147,8 +147,10 @@ def test_too_little_data_is_refused(tmp_path, length, changes, says):
     assert says in str(fault.value) and str(path) in str(fault.value) and "\n" not in str(fault.value)
 
 
-@pytest.mark.parametrize("value,says", [(None, "target more is never measured in the training part (2025-01-06 00:00:00 UTC to "
-                                               "2025-01-06 02:55:00 UTC)"), (3.0, "target more is always 3 in the training part")])  # fmt: skip
+@pytest.mark.parametrize("value,says", [
+    (None, "target more is never measured in the training part (2025-01-06 00:00:00 UTC to 2025-01-06 02:55:00 UTC)"),
+    (3.0, "target more is always 3 in the training part"),
+])  # fmt: skip
 def test_a_target_without_anything_to_learn_is_refused(tmp_path, value, says):
     def more(name, step):
         return value if step < 36 else float(step)

@@ -22,9 +22,13 @@ SETTINGS = {
     "normalise": {"cpu": "group"}, "fill_steps": 1,
 }  # fmt: skip
 SPLITS = {
-    "time": {}, "blocks": {"valid_blocks": 2, "gap_steps": 2}, "group": {"split": "group"}, "cross": {"split": "cross", "folds": 4, "fold": 1},
-    "walk_forward": {"split": "walk_forward", "folds": 2, "fold_steps": 10, "train_steps": 25}, "leave_out": {"split": "leave_out", "folds": 3},
-}  # fmt: skip
+    "time": {},
+    "blocks": {"valid_blocks": 2, "gap_steps": 2},
+    "group": {"split": "group"},
+    "cross": {"split": "cross", "folds": 4, "fold": 1},
+    "walk_forward": {"split": "walk_forward", "folds": 2, "fold_steps": 10, "train_steps": 25},
+    "leave_out": {"split": "leave_out", "folds": 3},
+}
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +79,8 @@ def test_equal_plain_sums_over_the_training_rows(tmp_path, rows):
     for values, r in ((measured["cpu"], 0), (filled, 1)):
         np.testing.assert_allclose(s["global_quantiles"][r], np.nanquantile(values[train], LEVELS), rtol=1e-6)
         np.testing.assert_allclose(s["train_quantiles"][2, r], np.nanquantile(values[train & (server == "c")], LEVELS), rtol=1e-6)
-    np.testing.assert_allclose([s["observed_center"][0], s["observed_scale"][0]], [measured["hot"][train].mean(), measured["hot"][train].std()],
-                               rtol=1e-5)  # fmt: skip
+    hot = measured["hot"][train]
+    np.testing.assert_allclose([s["observed_center"][0], s["observed_scale"][0]], [hot.mean(), hot.std()], rtol=1e-5)
     assert [s["known_center"][0], s["known_scale"][0]] == [0, 1]  # a binary column stays
     cores = np.log1p([2.0 ** (ord(g) % 5) for g in groups])
     np.testing.assert_allclose([s["static_center"][0], s["static_scale"][0]], [cores.mean(), cores.std()], rtol=1e-5)
@@ -105,8 +109,8 @@ def test_only_training_rows_count(tmp_path, rows, changes):
 
 
 def test_constant_columns_keep_a_scale(tmp_path, rows):
-    flat = {**rows, "hot": [5.0] * len(rows["hot"]), "cpu": [7.0 if s == "b" else v for s, v in zip(rows["server"], rows["cpu"], strict=True)]}
-    s = statistics(tmp_path, flat)
+    cpu = [7.0 if server == "b" else value for server, value in zip(rows["server"], rows["cpu"], strict=True)]
+    s = statistics(tmp_path, {**rows, "hot": [5.0] * len(cpu), "cpu": cpu})
     np.testing.assert_allclose([s["observed_scale"][0], s["scale"][1, 0]], [5e-3, 7e-3], rtol=1e-5)
     np.testing.assert_allclose(s["level"][1, 2], np.log(1e-3), rtol=1e-5)
 
