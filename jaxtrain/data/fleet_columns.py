@@ -7,7 +7,7 @@ import numpy as np
 from jaxtrain.data.fleet_config import DataConfig, roles
 from jaxtrain.data.fleet_grid import Category, Columns, sorting, taken
 from jaxtrain.data.fleet_tables import Piece, compute
-from jaxtrain.data.fleet_time import check_step, first_true, read_time, snapped
+from jaxtrain.data.fleet_time import check_stamps, first_true, read_time, snapped
 from jaxtrain.data.traffic_time import Label, show
 from jaxtrain.errors import UserError
 
@@ -28,7 +28,7 @@ def read_columns(config: DataConfig, piece: Piece, phase: int | None) -> tuple[C
     stamps = read_time(config, _plain(piece.table[config.time]), label)
     group, names = _groups(config, piece, label)
     order = sorting(group, stamps.micro)
-    check_step(config, piece.path, taken(group, order), taken(stamps.micro, order))
+    check_stamps(config, piece.path, taken(group, order), taken(stamps.micro, order))
     time, phase = snapped(config, stamps.micro, phase, label)
 
     def place(row: int) -> str:

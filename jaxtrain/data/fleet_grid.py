@@ -8,6 +8,7 @@ import numpy as np
 from jaxtrain.data.fleet_config import DataConfig, log1p, roles
 from jaxtrain.data.fleet_dense import Grid, Spans, finish
 from jaxtrain.data.fleet_static import find_runs, settle
+from jaxtrain.data.fleet_time import check_step
 from jaxtrain.data.traffic_time import show
 from jaxtrain.errors import UserError
 
@@ -102,6 +103,7 @@ def build(config: DataConfig, columns: Columns, extend: int = 0, training: Train
         order = np.flatnonzero(keep) if order is None else order[keep]
         group, number = group[keep], number[keep]
 
+    check_step(config, columns.source, step_counts(group, number))
     spans = find_spans(config, group, number, columns.names, columns.source, phase)
     place = spans.row0[group] + number - spans.first[group]
     role = roles(config)
@@ -192,6 +194,12 @@ def _without_copies(
     keep = np.ones(len(group), bool)
     keep[copy] = False
     return keep, (f"{columns.source}: {len(copy)} rows that repeat another exactly were dropped",)
+
+
+def step_counts(group: np.ndarray, number: np.ndarray) -> np.ndarray:
+    """How often rows sorted by group and step lie 0, 1, 2 .. steps after the one before; farther ones than SPARSE not counted."""
+    apart = np.diff(number)[group[1:] == group[:-1]]
+    return np.bincount(apart[apart <= SPARSE])
 
 
 def _declared(config: DataConfig, columns: Columns) -> list[np.ndarray]:

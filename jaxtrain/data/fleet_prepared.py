@@ -24,10 +24,11 @@ from jaxtrain.data.fleet_config import DataConfig, features, log1p, roles
 from jaxtrain.data.fleet_dense import Spans, averaged, finish
 from jaxtrain.data.fleet_features import Totals
 from jaxtrain.data.fleet_files import recoded, wanted
-from jaxtrain.data.fleet_grid import Columns, Fleet, Training, assemble, check_spans, peer_classes, showing, with_defaults
+from jaxtrain.data.fleet_grid import SPARSE, Columns, Fleet, Training, assemble, check_spans, peer_classes, showing, with_defaults
 from jaxtrain.data.fleet_static import Runs, find_runs, join_runs, settle
 from jaxtrain.data.fleet_store import Store, stretches
 from jaxtrain.data.fleet_tables import PREPARED, files, pieces
+from jaxtrain.data.fleet_time import check_step
 from jaxtrain.data.traffic_time import show
 from jaxtrain.errors import UserError
 
@@ -167,6 +168,11 @@ def _write(config: DataConfig, folder: Path, training: Training | None) -> None:
         for name, found in runs.items():
             values = codes[name] if name in codes else columns.numbers[name]
             found.append(find_runs(group, step, row, values, chosen[step]))
+    counts = np.zeros(SPARSE + 1, np.int64)
+    for begin, end in stretches(spans):
+        found = store.step_counts(spans, begin, end)
+        counts[: len(found)] += found
+    check_step(config, source, counts)
     notes = [*survey.notes, *([f"{source}: {copies} rows that repeat another exactly were dropped"] if copies else [])]
     static: dict[str, np.ndarray] = {}
     for name, found in runs.items():

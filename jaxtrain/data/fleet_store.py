@@ -9,6 +9,7 @@ from numpy.lib.format import open_memmap
 
 from jaxtrain.data.fleet_config import DataConfig, roles
 from jaxtrain.data.fleet_dense import Grid, Spans
+from jaxtrain.data.fleet_grid import step_counts
 
 ROWS_AT_ONCE = 1 << 19  # of one stretch of groups; a longer group is one stretch
 
@@ -66,6 +67,12 @@ class Store:
         numbers = {name: np.where(there, real[:, i], np.float32(np.nan)) for i, name in enumerate(self.names)}
         codes = {name: np.array(cat[:, i]) for i, name in enumerate(roles(self.config).categorical)}
         return Grid(spans.part(begin, end), numbers, codes)
+
+    def step_counts(self, spans: Spans, begin: int, end: int) -> np.ndarray:
+        """`fleet_grid.step_counts` of groups begin .. end-1."""
+        there = np.flatnonzero(self._open("there")[int(spans.row0[begin]) : int(spans.row0[end])])
+        part = spans.part(begin, end)
+        return step_counts(np.searchsorted(part.row0, there, side="right"), there)
 
     def create_output(self, rows: int) -> None:
         role = roles(self.config)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -100,23 +100,35 @@ def _iso(config: DataConfig, column: Any, label: Label) -> Stamps:
     return Stamps(values[encoded.indices.to_numpy()], naive)
 
 
-def check_step(config: DataConfig, path: str, group: np.ndarray, micro: np.ndarray) -> None:
-    """Raises UserError where most rows of a group follow each other by another step than the declared one."""
+def check_stamps(config: DataConfig, path: str, group: np.ndarray, micro: np.ndarray) -> None:
+    """Raises UserError where the rows of a group mostly follow each other by what is no multiple of the declared step.
+
+    group, micro: of rows sorted by both, which may be some of the file's only: then steps between them are missing.
+    """
     apart = np.diff(micro)[(group[1:] == group[:-1]) & (micro[1:] > micro[:-1])] / MICRO
-    step = config.file_step_seconds
-    fits = np.abs(apart - step) <= 2 * config.snap_tolerance * step
-    if not len(apart) or 2 * fits.sum() >= len(apart):
-        return
-    values, counts = np.unique(np.round(apart).astype(np.int64), return_counts=True)
-    commonest = int(values[counts.argmax()])
-    if commonest < 1 or abs(commonest - step) <= 2 * config.snap_tolerance * step:
-        return
-    remedy = f"set it to {commonest}"
-    if config.step_seconds != commonest:
-        average = config.step_seconds > commonest and config.step_seconds % commonest == 0
+    near = config.file_step_seconds * np.maximum(1, np.round(apart / config.file_step_seconds))
+    fits = np.abs(apart - near) <= 2 * config.snap_tolerance * config.file_step_seconds
+    if 2 * fits.sum() < len(apart):
+        values, counts = np.unique(np.maximum(1, np.round(apart)).astype(np.int64), return_counts=True)
+        _refuse_step(config, path, int(values[counts.argmax()]), counts.max() / len(apart))
+
+
+def check_step(config: DataConfig, path: str, counts: np.ndarray) -> None:
+    """Raises UserError where another step than the declared one is the commonest.
+
+    counts: how often rows of a group that follow each other lie 0, 1, 2 .. file steps apart
+    """
+    if len(counts) > 2 and counts.argmax() > 1:
+        _refuse_step(config, path, int(counts.argmax()) * config.file_step_seconds, counts.max() / counts.sum())
+
+
+def _refuse_step(config: DataConfig, path: str, seconds: int, share: float) -> NoReturn:
+    remedy = f"set it to {seconds}"
+    if config.step_seconds != seconds:
+        average = config.step_seconds > seconds and config.step_seconds % seconds == 0
         remedy += f", and step_seconds to {config.step_seconds} to average" if average else ", and step_seconds to a multiple of it"
-    raise UserError(f"{path}: the commonest step is {commonest} s ({round(100 * counts.max() / len(apart))} %), data.file_step_seconds is "
-                    f"{step}: {remedy}")  # fmt: skip
+    raise UserError(f"{path}: the commonest step is {seconds} s ({100 * share:.0f} %), data.file_step_seconds is "
+                    f"{config.file_step_seconds}: {remedy}")  # fmt: skip
 
 
 def snapped(config: DataConfig, micro: np.ndarray, phase: int | None, label: Label) -> tuple[np.ndarray, int]:
