@@ -15,9 +15,9 @@ import numpy as np
 from flax import nnx
 
 from jaxtrain.errors import UserError
+from jaxtrain.models.convlstm_parallel import Conv3d, OverCells, OverMinutes
 from jaxtrain.models.convlstm_readout import Readout
 from jaxtrain.models.convlstm_variants import Baseline, Paper, Seq2seq
-from jaxtrain.models.convlstm_parallel import Conv3d, OverCells, OverMinutes
 from jaxtrain.nn.dropout import Source
 
 CHOICES = {

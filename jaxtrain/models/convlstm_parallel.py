@@ -65,7 +65,6 @@ class Conv3d(nnx.Module):
         self.dropout = Dropout(config.dropout)
 
     def __call__(self, inputs: Inputs, base: jax.Array, rngs: Source | None = None) -> jax.Array:
-        s = self.sizes
         x = inputs["fields"].transpose(0, 3, 1, 2, 4).astype(self.dtype)  # (B, D, L, S, C)
         batch, directions, lookback, stations, _ = x.shape
         if self.place is not None:

@@ -92,9 +92,9 @@ class Baseline(nnx.Module):
     def __call__(self, inputs: Inputs, base: jax.Array, rngs: Source | None = None) -> jax.Array:
         first, second = self.encoder
         x = rows_of(values_of(inputs["fields"], self.sizes), first.folded).astype(self.dtype)
-        h, _ = first(convolve(x, first.kernels(first.channels)[0]) + first.gate_bias())
+        h, _ = first(first.project(x))
         h = self.between[0](h, rngs)
-        h, _ = second(convolve(h, second.kernels(self.hidden)[0]) + second.gate_bias())
+        h, _ = second(second.project(h))
         state = self.between[1](h[-1], rngs)
         of_state, of_plan = self.decoder.kernels(self.hidden, self.sizes.terminal)
         plan = plan_rows(inputs["planned"], self.decoder.folded).astype(self.dtype)
@@ -119,9 +119,9 @@ class Paper(nnx.Module):
     def __call__(self, inputs: Inputs, base: jax.Array, rngs: Source | None = None) -> jax.Array:
         s, (first, second) = self.sizes, self.encoder
         x = rows_of(values_of(inputs["fields"], s), first.folded).astype(self.dtype)
-        h, _ = first(convolve(x, first.kernels(first.channels)[0]) + first.gate_bias())
+        h, _ = first(first.project(x))
         h = self.between(h, rngs)
-        h, _ = second(convolve(h, second.kernels(self.hidden)[0]) + second.gate_bias())
+        h, _ = second(second.project(h))
         state = unfold(h[-1:], s.directions)[0].swapaxes(1, 2)  # (B, S, D, H)
         flat = jnp.concatenate([state.reshape(len(state), -1), inputs["planned"].astype(self.dtype).reshape(len(state), -1)], axis=-1)
         out = self.emit(flat)  # (outputs, B, F S D)
@@ -149,14 +149,14 @@ class Seq2seq(nnx.Module):
         fields = rows_of(inputs["fields"], first.folded).astype(self.dtype)
         of_fields, of_place = first.kernels(s.channels, self.place_width)
         h, start = first(convolve(fields, of_fields) + self._placed(of_place, first))
-        h, start_second = second(convolve(self.between[0](h, rngs), second.kernels(self.hidden)[0]) + second.gate_bias())
+        h, start_second = second(second.project(self.between[0](h, rngs)))
         first, second = self.decoder
         of_plan, of_base, of_place = first.kernels(s.terminal, 1, self.place_width)
         plan = plan_rows(inputs["planned"], first.folded).astype(self.dtype)
         known = rows_of(base.transpose(1, 0, 3, 2)[..., None], first.folded).astype(self.dtype)
         gates = convolve(known, of_base) + convolve_uniform(plan, of_plan, s.stations) + self._placed(of_place, first)
         low, _ = first(gates, start)
-        high, _ = second(convolve(self.between[1](low, rngs), second.kernels(self.hidden)[0]) + second.gate_bias(), start_second)
+        high, _ = second(second.project(self.between[1](low, rngs)), start_second)
         both = jnp.concatenate([unfold(low, s.directions), unfold(high, s.directions)], axis=-1)
         return self.emit(both)[..., 0]
 

@@ -99,8 +99,19 @@ class ConvLSTM(nnx.Module):
     uniform, Wh orthogonal as a (kh kw H, 4 H) matrix, b 0 with the forget part 1.
     """
 
-    def __init__(self, inputs: int, hidden: int, kernel: tuple[int, int], directions: int, *, activation: str, remat: bool, unroll: int,
-                 dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        inputs: int,
+        hidden: int,
+        kernel: tuple[int, int],
+        directions: int,
+        *,
+        activation: str,
+        remat: bool,
+        unroll: int,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
         kh, kw = kernel
         self.directions, self.channels, self.folded = directions, inputs, kw > 1
         self.activation, self.remat, self.unroll, self.dtype = activation, remat, unroll, dtype
@@ -122,6 +133,10 @@ class ConvLSTM(nnx.Module):
         bias = self.bias[...].astype(self.dtype)
         return jnp.tile(bias.reshape(4, 1, -1), (1, self.directions, 1)).reshape(-1) if self.folded else bias
 
+    def project(self, x: jax.Array) -> jax.Array:
+        """x (..., E, S, X) of all channels -> gates (..., E, S, 4 Y): input product and bias."""
+        return convolve(x, self.kernels(self.channels)[0]) + self.gate_bias()
+
     def __call__(self, x_gates: jax.Array, state: State | None = None) -> tuple[jax.Array, State]:
         """x_gates (T, B, E, S, 4 Y), input products and bias of every step -> h of every step (T, B, E, S, Y), last state.
 
@@ -136,7 +151,9 @@ class ConvLSTM(nnx.Module):
         return scan(recurrent, x_gates.astype(self.dtype), state)
 
 
-def conv_lstm(recurrent: jax.Array, x_gates: jax.Array, state: State, *, activation: str = "tanh", unroll: int = 1) -> tuple[jax.Array, State]:
+def conv_lstm(
+    recurrent: jax.Array, x_gates: jax.Array, state: State, *, activation: str = "tanh", unroll: int = 1
+) -> tuple[jax.Array, State]:
     """recurrent (kh, Y, 4 Y), x_gates (T, ..., S, 4 Y) of its type, state h and c (..., S, Y) float32 -> (T, ..., S, Y), last state."""
     return _scan(x_gates, recurrent, *state, activation, unroll)
 
