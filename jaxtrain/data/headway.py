@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtrain.data import headway_prepared
 from jaxtrain.data import headway_serving as serving
 from jaxtrain.data.dataset import Arrays, Batch, Dataset, Splits, Statistics
 from jaxtrain.data.headway_config import DAY_MINUTES, FIELDS, DataConfig, check_config
@@ -33,16 +34,21 @@ def splits(config: DataConfig) -> Splits:
     """
     check_config(config)
     where = config.path or "embedded line"
-    line, links = _prepared(config) if config.prepared else _tabled(config)
-    found = cut(config, line, where)
+    if config.prepared:
+        line = headway_prepared.read(config)
+        found = cut(config, line, where)
+        links = headway_prepared.link_minutes(config, line, found.training)
+    else:
+        tables = read(config) if config.path else embedded_tables(config)
+        dates = training_dates(config, tables.service_dates)
+        line = raster(config, tables, dates)
+        found = cut(config, line, where)
+        links = link_minutes(config, tables, line, dates)
     notes = line.notes + check_known(getattr(line, config.target)[found.training], line.stations, where)
     if config.split == "blocked":
         notes += ('split="blocked": training uses later days than the test block; for choosing between models only',)
     statistics = training_statistics(config, line, found.training) | plan_statistics(line.plan)
-    travel = travel_minutes(links)
-    if config.align == "line":
-        travel[1:] = travel[1:, ::-1]
-    statistics["travel_minutes"] = travel
+    statistics["travel_minutes"] = travel_minutes(config, links)
     arrays = shared_arrays(config, line)
     train, valid, test = (_dataset(config, arrays, starts) for starts in found.starts)
     return Splits(train, valid, test, statistics, notes=notes)
@@ -50,24 +56,25 @@ def splits(config: DataConfig) -> Splits:
 
 def inputs(
     config: DataConfig, statistics: Statistics, path: str, *, at: str = "", every: int = 0, timetable: str = "", snapshots: str = "",
-    labelled: bool = False,
+    start: str = "", labelled: bool = False,
 ) -> Dataset:  # fmt: skip
     """What a finished run reads: its config and statistics, and a file with at least L rows of its line.
 
     Forecasts are issued at the end of the last complete row; or at the ISO time `at`; or every so many minutes, from `at`
-    on where both are given. timetable: planned departures in place of the run's own (what-if). snapshots: when the feed of
-    this file was read. labelled: instead every window with its target in the file. Stations and directions are matched by
-    name. The arrays go F rows beyond the file, unknown but for the plan. Raises UserError where the file does not fit the run.
+    on where both are given. timetable: planned departures in place of the run's own (what-if); for a prepared array its
+    schedule. snapshots: when the feed of this file was read; start: time of row 0 of a prepared array. labelled: instead
+    every window with its target in the file. Stations and directions are matched by name. The arrays go F rows beyond the
+    file, unknown. Raises UserError where the file does not fit the run.
     """
-    check_config(config)
-    served = serving.served(config, statistics, path, timetable, snapshots)
+    read_by = serving.reading(config, path, timetable, snapshots, start)
+    served = serving.served(read_by, statistics)
     if labelled:
         starts = windows(config, served.line)
         if not len(starts):
             raise UserError(f"{path}: no window of {config.window} rows inside one service day has {config.min_known:.0%} of its cells "
                             "known; give a longer file")  # fmt: skip
         return _dataset(config, shared_arrays(config, served.line), starts)
-    starts = serving.issue_rows(config, served, path, at, every) - config.lookback + 1
+    starts = serving.issue_rows(read_by, served, at, every) - config.lookback + 1
     return _dataset(config, shared_arrays(config, serving.extended(config, served.line)), starts)
 
 
@@ -120,19 +127,3 @@ def _dataset(config: DataConfig, arrays: dict[str, np.ndarray], starts: np.ndarr
     """Windows that start at these rows (n,)."""
     bound = functools.partial(gather, lookback=config.lookback, horizon=config.horizon, inputs=config.inputs, target=config.target)
     return Dataset(arrays, starts[:, None].astype(np.int32), bound)
-
-
-def _tabled(config: DataConfig) -> tuple[Line, np.ndarray]:
-    """The line of a table of arrivals, or the embedded one, and its link minutes (D, S-1) in travel order."""
-    tables = read(config) if config.path else embedded_tables(config)
-    dates = training_dates(config, tables.service_dates)
-    line = raster(config, tables, dates)
-    stations = line.stations
-    if config.align == "line":
-        stations = np.concatenate([stations[:1], stations[1:, ::-1]])
-    return line, link_minutes(tables, line.directions, stations, dates)
-
-
-def _prepared(config: DataConfig) -> tuple[Line, np.ndarray]:
-    """The line of a prepared array, and its link minutes (D, S-1) in travel order."""
-    raise NotImplementedError

@@ -4,8 +4,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jaxtrain.data import headway_prepared
 from jaxtrain.data.dataset import Statistics
-from jaxtrain.data.headway_config import DAY_MINUTES, DataConfig
+from jaxtrain.data.headway_config import DAY_MINUTES, DataConfig, check_config
 from jaxtrain.data.headway_field import rasterise
 from jaxtrain.data.headway_files import read
 from jaxtrain.data.headway_statistics import saved_plan
@@ -26,18 +27,57 @@ class Served:
     last: int
 
 
-def served(config: DataConfig, statistics: Statistics, path: str, timetable: str, snapshots: str) -> Served:
-    """The file's fields on the run's grid. Raises UserError for another line, or a file without one complete row."""
-    tables = read(replace(config, path=path, stations="", timetable=timetable, snapshots=snapshots))
-    _check_names(tables, statistics, path)
+def reading(config: DataConfig, path: str, timetable: str, snapshots: str, start: str) -> DataConfig:
+    """The config under which a file is read. The run's own snapshots, schedule and start belong to its own file alone.
+
+    Raises UserError for options that do not go with this kind of file.
+    """
+    own = path == config.path
+    keys = {"path": path, "stations": ""}
+    if replace(config, path=path).prepared:
+        keys |= {"schedule": timetable or (config.schedule if own else ""), "start": start or (config.start if own else "")}
+        keys |= {"timetable": "", "snapshots": snapshots}
+        if config.clock and not keys["start"]:
+            raise UserError(f"{path}: the run uses the time of day and the array has none; give --option start=TIME of its first row")
+    else:
+        keys |= {"schedule": "", "start": start, "timetable": timetable}
+        keys |= {"snapshots": snapshots or (config.snapshots if own else "")}
+    changed = replace(config, **keys)
+    check_config(changed)
+    return changed
+
+
+def served(config: DataConfig, statistics: Statistics) -> Served:
+    """The fields of `config.path` on the run's grid. Raises UserError for another line, or a file that knows nothing."""
+    return _prepared(config, statistics) if config.prepared else _tabled(config, statistics)
+
+
+def _tabled(config: DataConfig, statistics: Statistics) -> Served:
+    if "plan_minute" not in statistics:
+        raise UserError(f"{config.path}: the run was trained on a prepared array and knows no names; give a prepared array (.npy)")
+    tables = read(config)
+    _check_names(tables, statistics, config.path)
     plan = saved_plan(statistics)
     if tables.timetable is not None:
-        plan = _replaced(plan, tables.timetable, timetable)
+        plan = _replaced(plan, tables.timetable, config.timetable)
     line = rasterise(config, tables, Facts(statistics["directions"], statistics["stations"], plan))
     seen = tables.time if tables.snapshots is None else np.concatenate([tables.time, tables.snapshots])
     first = int(np.searchsorted(line.time, seen.min(), side="right")) - 1
     last = int(np.searchsorted(line.time + config.step_seconds, seen.max(), side="right")) - 1
     return Served(line, max(first, 0), last)
+
+
+def _prepared(config: DataConfig, statistics: Statistics) -> Served:
+    """Rows after the last known one are still to come: their place in the schedule is the plan of the forecast."""
+    line = headway_prepared.read(config)
+    directions, stations = statistics["stations"].shape
+    if line.stations.shape != (directions, stations):
+        raise UserError(f"{config.path}: {line.stations.shape[1]} stations and {len(line.directions)} directions, the run expects "
+                        f"{stations} and {directions}; give an array of the run's line")  # fmt: skip
+    rows = np.flatnonzero(np.isfinite(getattr(line, config.target)).any((1, 2)))
+    if not len(rows):
+        raise UserError(f"{config.path}: nothing is known in any row; check data.zero_run and the array")
+    return Served(replace(line, directions=statistics["directions"], stations=statistics["stations"]), 0, int(rows[-1]))
 
 
 def _check_names(tables: Tables, statistics: Statistics, path: str) -> None:
@@ -63,9 +103,13 @@ def _replaced(plan: Plan, timetable: Timetable, path: str) -> Plan:
     return replace(plan, timetable=Timetable(**{name: column[keep] for name, column in vars(timetable).items()}))
 
 
-def issue_rows(config: DataConfig, found: Served, path: str, at: str, every: int) -> np.ndarray:
+def issue_rows(config: DataConfig, found: Served, at: str, every: int) -> np.ndarray:
     """(n,) last input rows. Raises UserError where there is too little history, or nothing is known in the row."""
-    line, ends = found.line, found.line.time + config.step_seconds
+    path, line, ends = config.path, found.line, found.line.time + config.step_seconds
+    if every < 0:
+        raise UserError(f"--option every={every}: minutes between forecasts must be at least 1")
+    if at and not len(line.service_dates):
+        raise UserError(f"{path}: --option at={at} needs the time of the array's first row; give --option start=TIME")
     usable = _usable(config, found)
     rows = np.flatnonzero(usable)
     if found.last - found.first + 1 < config.lookback:
@@ -85,7 +129,7 @@ def issue_rows(config: DataConfig, found: Served, path: str, at: str, every: int
                             f"{_last_usable(config, usable, ends)}")  # fmt: skip
         return rows
     if not 0 <= asked < len(usable) or not usable[asked] or asked > found.last:
-        when = f"--option at={at}" if at else show_local(ends[asked], config.timezone)
+        when = f"--option at={at}" if at else show_local(float(ends[asked]), config.timezone)
         raise UserError(f"{path}: no forecast at {when}: {_reason(config, found, asked)}; {_last_usable(config, usable, ends)}")
     return np.array([asked])
 
@@ -110,7 +154,7 @@ def _reason(config: DataConfig, found: Served, row: int) -> str:
 
 
 def _last_usable(config: DataConfig, usable: np.ndarray, ends: np.ndarray) -> str:
-    return f"the last usable time is {show_local(ends[np.flatnonzero(usable)[-1]], config.timezone)}"
+    return f"the last usable time is {show_local(float(ends[usable][-1]), config.timezone)}"
 
 
 def extended(config: DataConfig, line: Line) -> Line:

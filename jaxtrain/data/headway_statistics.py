@@ -32,13 +32,13 @@ def training_statistics(config: DataConfig, line: Line, training: np.ndarray) ->
         total[one], count[one] = values[slot == one].sum(0), known[slot == one].sum(0)
     clock_mean = _ratio(total, count, place_mean).reshape(3, HOURS, *field.shape[1:])
     return {
-        "mean": np.float32(mean),
+        "mean": np.asarray(mean, np.float32),
         "place_mean": place_mean.astype(np.float32),
         "clock_mean": clock_mean.astype(np.float32),
         "stations": line.stations,
         "directions": line.directions,
-        "cap_minutes": np.float32(config.cap_minutes),
-        "step_minutes": np.float32(config.step_minutes),
+        "cap_minutes": np.asarray(config.cap_minutes, np.float32),
+        "step_minutes": np.asarray(config.step_minutes, np.float32),
     }
 
 
@@ -46,12 +46,13 @@ def _ratio(total: np.ndarray, count: np.ndarray, default: float | np.ndarray) ->
     return np.where(count > 0, total / np.maximum(count, 1), default)
 
 
-def link_minutes(tables: Tables, directions: np.ndarray, stations: np.ndarray, dates: Sequence[str]) -> np.ndarray:
-    """(D, S-1) mean minutes between neighbouring stations (D, S), in travel order, over the trips of these service dates.
+def link_minutes(config: DataConfig, tables: Tables, line: Line, dates: Sequence[str]) -> np.ndarray:
+    """(D, S-1) mean minutes between neighbouring stations of the grid, in travel order, over the trips of these service dates.
 
     Each difference counts as 0..15 minutes: a train held on the way is no running time. NaN where no trip serves both.
     """
     taught = np.isin(tables.service_dates, list(dates))[tables.day]
+    directions, stations = line.directions, _in_travel_order(config, line.stations)
     links = np.full((len(directions), stations.shape[1] - 1), np.nan)
     for d, direction in enumerate(directions):
         place = _positions(tables.stations, stations[d])[tables.station]
@@ -74,15 +75,21 @@ def _positions(names: np.ndarray, order: np.ndarray) -> np.ndarray:
     return np.array([place.get(str(name), -1) for name in names])
 
 
-def travel_minutes(links: np.ndarray) -> np.ndarray:
-    """(D, S) float32 minutes from the entry of each direction, in travel order: cumulated link times (D, S-1).
+def _in_travel_order(config: DataConfig, values: np.ndarray) -> np.ndarray:
+    """(D, S) with direction 1 reversed where the grid runs against it; its own inverse."""
+    return values if config.align == "travel" else np.concatenate([values[:1], values[1:, ::-1]])
+
+
+def travel_minutes(config: DataConfig, links: np.ndarray) -> np.ndarray:
+    """(D, S) float32 minutes from the entry of each direction, in grid order: cumulated link times (D, S-1) in travel order.
 
     An unknown link counts as the mean of the known ones of its direction.
     """
     known = np.isfinite(links)
     usual = _ratio(np.where(known, links, 0).sum(1), known.sum(1), 0.0)[:, None]
     filled = np.clip(np.where(known, links, usual), 0, LINK_MINUTES)
-    return np.concatenate([np.zeros((len(links), 1)), np.cumsum(filled, axis=1)], axis=1).astype(np.float32)
+    travel = np.concatenate([np.zeros((len(links), 1)), np.cumsum(filled, axis=1)], axis=1)
+    return _in_travel_order(config, travel).astype(np.float32)
 
 
 def plan_statistics(plan: Plan | None) -> Statistics:

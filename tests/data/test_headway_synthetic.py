@@ -50,9 +50,9 @@ def test_trains_follow_the_plan_and_keep_their_distance():
 
 
 def test_the_planned_day():
-    morning = [m for m in planned_departures(0, 0) if 420 <= m < 600]
-    assert np.unique(np.diff(morning)).tolist() == [4] and np.unique(np.diff([m for m in planned_departures(0, 1) if 420 <= m < 600])).tolist() == [6]
-    assert np.unique(np.diff([m for m in planned_departures(0, 1) if 960 <= m < 1140])).tolist() == [4], "the evening peak runs the other way"
+    for peak, (start, end) in enumerate(((420, 600), (960, 1140))):
+        every = [np.unique(np.diff([m for m in planned_departures(0, d) if start <= m < end])).tolist() for d in (0, 1)]
+        assert (every[peak], every[1 - peak]) == ([4], [6]), "the evening peak runs the other way"
     assert [planned_departures(kind, 0)[0] for kind in (0, 1, 2)] == [300, 360, 480]
     assert all(planned_departures(kind, 1)[0] - planned_departures(kind, 0)[0] == 3 for kind in (0, 1, 2))
     assert all(1470 - 15 < planned_departures(kind, d)[-1] <= 1470 for kind in (0, 1, 2) for d in (0, 1))
