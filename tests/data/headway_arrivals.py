@@ -24,13 +24,16 @@ def wall(minutes: float) -> str:
     return f"{int(minutes) // 60:02d}:{int(minutes) % 60:02d}"
 
 
-def train(departure: float, direction: str = "north", day: str = "2025-01-06", stations: tuple[str, ...] = STATIONS, late: float = 0.0) -> list[Row]:
+def train(
+    departure: float, direction: str = "north", day: str = "2025-01-06", stations: tuple[str, ...] = STATIONS, late: float = 0.0
+) -> list[Row]:
     """The stops of one train that leaves the first of `stations` (reversed for south) at `departure` minutes."""
     path = stations if direction == "north" else stations[::-1]
     return [
         {
-            "arrival_time": stamp(departure + LAG_MINUTES + late + RUN_MINUTES * i, day), "trip": f"{direction}{departure:g}", "station": place,
-            "direction": direction, "service_date": day, "scheduled_origin_departure": wall(departure), "origin": path[0],
+            "arrival_time": stamp(departure + LAG_MINUTES + late + RUN_MINUTES * i, day), "trip": f"{direction}{departure:g}",
+            "station": place, "direction": direction, "service_date": day,
+            "scheduled_origin_departure": wall(departure), "origin": path[0],
         }
         for i, place in enumerate(path)
     ]  # fmt: skip
@@ -41,11 +44,11 @@ def days(number: int, first: str = "2025-01-06") -> list[str]:
     return [(datetime.fromisoformat(first) + timedelta(days=i)).date().isoformat() for i in range(number)]
 
 
-def service(number: int = 1, every: float = 10, between: tuple[float, float] = (360, 540), directions: tuple[str, ...] = ("north", "south")) -> list[Row]:
+def service(number: int = 1, every: float = 10, between: tuple[float, float] = (360, 540)) -> list[Row]:
     """Trains of `number` days, every so many minutes."""
     rows: list[Row] = []
     for day in days(number):
-        for direction in directions:
+        for direction in ("north", "south"):
             minute = between[0]
             while minute < between[1]:
                 rows += train(minute, direction, day)
