@@ -43,9 +43,9 @@ def read_columns(config: DataConfig, piece: Piece, phase: int | None) -> tuple[C
     for name in role.categorical + role.static_categorical:
         found = read_category(piece.table[name], name, piece.path, label)
         categories[name] = Category(taken(found.codes, order), found.texts)
-    notes = (f"{piece.path}: {config.time} carries no time zone and is read as UTC",) if stamps.naive else ()
+    notes = (f"{config.time} carries no time zone and is read as UTC",) if stamps.naive else ()
     if piece.others:
-        notes += (f"{piece.path}: columns without a role are not read: {', '.join(piece.others)}",)
+        notes += (f"columns without a role are not read: {', '.join(piece.others)}",)
 
     rows = np.arange(len(time)) if order is None else order
 

@@ -81,7 +81,8 @@ def finish(
 
 
 def averaged(config: DataConfig, grid: Grid) -> Grid:
-    """The grid on steps of `step_seconds`: means where half of the bin is measured, maxima of known columns, last categories."""
+    """The grid on steps of `step_seconds`: means where half of the bin (one cell of three) is measured, maxima of known
+    columns, last categories."""
     if config.file_steps == 1:
         return grid
     old = grid.spans
@@ -99,7 +100,7 @@ def averaged(config: DataConfig, grid: Grid) -> Grid:
             count = np.add.reduceat(there.astype(np.int64), start)
             total = np.add.reduceat(np.where(there, values, 0).astype(np.float64), start)
             mean = total / np.maximum(count, 1)
-            numbers[name] = np.where(2 * count >= config.file_steps, mean, np.nan).astype(np.float32)
+            numbers[name] = np.where(count >= config.file_steps // 2, mean, np.nan).astype(np.float32)
     codes = {}
     for name, values in grid.codes.items():
         last = np.maximum.reduceat(np.where(values > 0, np.arange(len(values)), -1), start)

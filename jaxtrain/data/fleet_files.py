@@ -26,7 +26,7 @@ def read(config: DataConfig, path: str | Sequence[str] | None = None, extend: in
 
         if extend:
             raise UserError(f"{where}: a prepared folder cannot be continued; give the original file")
-        return fleet_prepared.read_prepared(config, str(where))
+        return fleet_prepared.read_prepared(config, str(where), training)
     columns = read_long(config, where)
     if path is None:
         check_unit(config, columns.source, {name: float(np.nanmax(columns.numbers[name], initial=-np.inf)) for name in config.targets})

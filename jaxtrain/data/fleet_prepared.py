@@ -82,10 +82,10 @@ def prepare(config: DataConfig, folder: Path, training: Training | None = None) 
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    return read_prepared(config, str(folder))
+    return read_prepared(config, str(folder), training)
 
 
-def read_prepared(config: DataConfig, path: str) -> Fleet:
+def read_prepared(config: DataConfig, path: str, training: Training | None = None) -> Fleet:
     """The fleet of a prepared folder; its large arrays are mapped, not read. Raises UserError where the config is another."""
     try:
         meta = json.loads((Path(path) / PREPARED).read_text())
@@ -97,7 +97,7 @@ def read_prepared(config: DataConfig, path: str) -> Fleet:
             raise UserError(f"{path}: prepared with {key} {meta['settings'].get(key)}, config.data says {mine}; prepare it again")
     for name, (least, greatest) in meta["ranges"].items():
         _check_range(config, path, name, least, greatest)
-    return Fleet(
+    fleet = Fleet(
         groups=tuple(meta["groups"]),
         start=meta["start"],
         step_seconds=config.step_seconds,
@@ -107,6 +107,16 @@ def read_prepared(config: DataConfig, path: str) -> Fleet:
         notes=tuple(meta["notes"]),
         **arrays,
     )
+    if meta["training"] and training is not None and meta["training"] != _stretches_of(training(fleet.steps, fleet.groups)):
+        raise UserError(f"{path}: its static columns change, and their usual values come from the training steps of another split; prepare "
+                        "it again")  # fmt: skip
+    return fleet
+
+
+def _stretches_of(chosen: np.ndarray) -> list[list[int]]:
+    """[first, end) of the stretches of steps that are True."""
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(np.int8)))
+    return edges.reshape(-1, 2).tolist()
 
 
 def _check_range(config: DataConfig, path: str, name: str, least: float, greatest: float) -> None:
@@ -175,9 +185,11 @@ def _write(config: DataConfig, folder: Path, training: Training | None) -> None:
     check_step(config, source, counts)
     notes = [*survey.notes, *([f"{source}: {copies} rows that repeat another exactly were dropped"] if copies else [])]
     static: dict[str, np.ndarray] = {}
+    changes = False
     for name, found in runs.items():
         static[name], changed = settle(name, join_runs(found), names, config.static_change, rows_of.label, *showing(texts.get(name)))
         notes += changed
+        changes |= bool(changed)
     texts = with_defaults(config, texts)
     classes = peer_classes(config, static, len(names))
     totals = _peer_totals(config, store, spans, classes, start, steps)
@@ -197,7 +209,7 @@ def _write(config: DataConfig, folder: Path, training: Training | None) -> None:
     for name in ("row0", "step0", "static_real", "static_cat"):
         np.save(folder / f"{name}.npy", getattr(fleet, name))
     meta = {"groups": names, "start": fleet.start, "vocabularies": texts, "notes": notes, "ranges": survey.ranges}
-    meta["settings"] = _settings(config)
+    meta |= {"settings": _settings(config), "training": _stretches_of(chosen) if changes else None}
     (folder / PREPARED).write_text(json.dumps(meta))
 
 

@@ -38,15 +38,15 @@ def test_categories_are_filled_too():
     assert made.cat[:, 0].tolist() == [2, 2, 0, 0, 1] and made.vocabularies == {"status": ("x", "y")}
 
 
-def test_averages_need_half_of_the_bin():
+def test_averages_maxima_and_last_categories():
     settings = config(step_seconds=900, fill_steps=0, known_real=("plan",), observed_categorical=("status",))
     rows = columns([1, 2, 3, 4, 5, 6, 11, 12], numbers={"cpu": [1, 2, 3, NAN, 5, 6, 7, 8], "plan": [0, 1, NAN, NAN, 2, 0, 0, 1]},
                    status=[1, 2, 1, 0, 0, 0, 2, 1])  # fmt: skip
     made = build(settings, rows)
-    # Bins of steps 0-2, 3-5, 6-8, 9-11, 12-14: two of three cells are needed.
-    np.testing.assert_array_equal(made.real[:, 0], [1.5, 4, NAN, NAN, NAN])
+    # Bins of steps 0-2, 3-5, 6-8, 9-11, 12-14.
+    np.testing.assert_array_equal(made.real[:, 0], [1.5, 4, 6, 7, 8])
     np.testing.assert_array_equal(made.real[:, 1], [1, 2, 0, 0, 1])
-    assert made.seen[:, 0].tolist() == [1, 1, 0, 0, 0] and made.cat[:, 0].tolist() == [2, 1, 0, 2, 1]
+    assert made.seen[:, 0].tolist() == [1] * 5 and made.cat[:, 0].tolist() == [2, 1, 0, 2, 1]
     assert made.start == START and made.step_seconds == 900
 
 

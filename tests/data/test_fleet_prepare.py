@@ -102,6 +102,8 @@ def test_static_columns_that_change(tmp_path):
 
     settings = config(path, static_change="train", **ROLES)
     assert_same(prepare(settings, tmp_path / "fleet", training), read(settings, training=training))
+    with pytest.raises(UserError, match="training steps of another split; prepare it again"):
+        read(config(tmp_path / "fleet", static_change="train", **ROLES), training=lambda steps, groups: np.arange(steps) < 12)
 
 
 def test_rows_that_differ_are_both_named(tmp_path):
