@@ -63,7 +63,7 @@ def inputs(
     Forecasts are issued at the end of the last complete row; or at the ISO time `at`; or every so many minutes, from `at`
     on where both are given. timetable: planned departures in place of the run's own (what-if); for a prepared array its
     schedule. snapshots: when the feed of this file was read; start: time of row 0 of a prepared array. labelled: instead
-    every window with its target in the file. Stations and directions are matched by name. The arrays go F rows beyond the
+    every window that training would take. Stations and directions are matched by name. The arrays go F rows beyond the
     file, unknown. Raises UserError where the file does not fit the run.
     """
     read_by = serving.reading(config, path, timetable, snapshots, start)

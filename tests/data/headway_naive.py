@@ -37,8 +37,8 @@ def advected(batch: dict, travel: np.ndarray, place: np.ndarray, plan: bool) -> 
                 from_entry = minutes[s] - m
                 place_then = round(float(np.interp(from_entry, minutes[order], np.arange(len(order)))))
                 found[:, m - 1, s, d] = last[:, order[place_then], d]
-                row = int(np.floor(m - minutes[s]))
-                if plan and from_entry < 0 and row < horizon:
+                row = min(int(np.floor(m - minutes[s])), horizon - 1)
+                if plan and from_entry < 0:
                     known = batch["planned_known"][:, row, d, 0]
                     found[:, m - 1, s, d] = np.where(known, batch["planned"][:, row, d, 0], last[:, order[0], d])
     return found
@@ -60,9 +60,8 @@ def dead_reckoning(batch: dict, travel: np.ndarray, place: np.ndarray, plan: boo
                 ages = now + m - (minutes[s] - minutes[upstream])
                 best = np.where(ages >= 0, ages, np.inf).min(1)
                 if plan and m > minutes[s]:
-                    row = int(np.floor(m - minutes[s]))
-                    if row < horizon:
-                        known = batch["planned_known"][:, row, d, 0]
-                        best = np.where(known, np.minimum(best, batch["planned"][:, row, d, 0]), best)
+                    row = min(int(np.floor(m - minutes[s])), horizon - 1)
+                    known = batch["planned_known"][:, row, d, 0]
+                    best = np.where(known, np.minimum(best, batch["planned"][:, row, d, 0]), best)
                 found[:, m - 1, s, d] = np.minimum(best, cap)
     return found
