@@ -30,7 +30,8 @@ def naive(batch: Batch) -> dict[str, np.ndarray]:
     found = {"last": last[..., None]}
     for i, name in enumerate(("day", "week")):
         found[name] = np.where(np.isfinite(batch["season"][..., i]), batch["season"][..., i], last)[..., None]
-    found["window"] = np.moveaxis(np.nanquantile(past, QUANTILES, axis=1), 0, -1)[:, None]
+    quantile = np.quantile if np.isfinite(past).all() else np.nanquantile  # the latter is many times slower
+    found["window"] = np.moveaxis(quantile(past, QUANTILES, axis=1), 0, -1)[:, None]
     found["train"] = train
     return {name: np.broadcast_to(value, shape) for name, value in found.items()}
 
