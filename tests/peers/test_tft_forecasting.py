@@ -60,8 +60,10 @@ def test_windows_are_rows_of_the_table(peer):
         np.testing.assert_array_equal([*past[0], *target[0]], expected)
 
 
-def test_trainer_and_plain_loop_take_the_same_steps(peer):
-    options, data, trained = a_run(peer, "--batch", "8", "--accumulate", "2", "--steps", "2", "--clip", "0.05")
+@pytest.mark.parametrize("optimizer, clip", [("Adam", "0.05"), ("SGD", "0")])  # Adam does not feel the scale of a gradient
+def test_trainer_and_plain_loop_take_the_same_steps(peer, monkeypatch, optimizer, clip):
+    monkeypatch.setattr(peer.torch.optim, "Adam", getattr(peer.torch.optim, optimizer))
+    options, data, trained = a_run(peer, "--batch", "8", "--accumulate", "2", "--steps", "2", "--clip", clip)
     plain, start = peer.network(options, data, 8), weights(trained)
     samples = list(itertools.islice(peer.endless(options, data), 6))
     assert len(samples[0][0]["decoder_lengths"]) == 4
