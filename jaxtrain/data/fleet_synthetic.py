@@ -292,7 +292,8 @@ def _check(config: DataConfig) -> None:
     categorical = config.observed_categorical + config.known_categorical + config.static_categorical
     wanted = {
         "groups": (GROUPS, config.groups),
-        "targets and other numbers": (NUMBERS, config.targets + config.observed_real + config.known_real + config.static_real),
+        "targets": (TARGETS, config.targets),
+        "other numbers": (NUMBERS, config.observed_real + config.known_real + config.static_real),
         "categorical columns": ((*NUMBERS, *CATEGORIES), categorical),
     }
     for what, (there, names) in wanted.items():

@@ -112,6 +112,7 @@ def test_the_table_shows_what_a_monitor_sees(drawn):
 
 @pytest.mark.parametrize("changes,says", [
     ({"targets": ("cpu_percent", "latency")}, "the embedded fleet has no latency"),
+    ({"targets": ("maintenance",), "known_real": ()}, "the embedded fleet has no maintenance (targets: cpu_percent"),
     ({"static_categorical": ("rack",)}, "the embedded fleet has no rack"),
     ({"file_step_seconds": 60}, "steps of 300 s, got 60"),
     ({"groups": ("host",)}, "the embedded fleet has no host"),
