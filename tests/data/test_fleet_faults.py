@@ -203,15 +203,16 @@ def test_clip_moves_values_to_the_bounds(tmp_path):
 
 
 def test_a_changing_static_column_takes_its_usual_value_in_training(tmp_path):
-    rows = table({"a": range(10), "b": range(10)}, cores=lambda name, step: [4, 4, 8, 8, 8, 8, 2, 2, 2, 2][step] if name == "a" else 1,
-                 kind=lambda name, step: "x" if step in (1, 2) or step > 5 else "y")  # fmt: skip
+    rows = table({"a": range(10), "b": range(10), "new": range(6, 10)},
+                 cores=lambda name, step: {"a": [4, 4, 8, 8, 8, 8, 2, 2, 2, 2], "b": [1] * 10, "new": [0] * 6 + [3, 5, 5, 5]}[name][step],
+                 kind=lambda name, step: "x" if name == "new" or step in (1, 2) or step > 5 else "y")  # fmt: skip
     path = write(tmp_path / "f.csv", rows)
     settings = config(path, static_real=("cores",), static_categorical=("kind",), static_change="train")
     fleet = read(settings, training=lambda steps, groups: np.arange(steps) < 5)
-    assert fleet.static_real.tolist() == [[8], [1]] and fleet.static_cat.tolist() == [[2], [2]]
-    assert fleet.notes[0].startswith("cores changes inside 1 of 2 groups") and fleet.notes[1].startswith("kind changes inside 2 of 2")
+    assert fleet.static_real.tolist() == [[8], [1], [3]] and fleet.static_cat.tolist() == [[2], [2], [1]]  # "new" keeps its first value
+    assert fleet.notes[0].startswith("cores changes inside 2 of 3 groups") and fleet.notes[1].startswith("kind changes inside 2 of 3")
     whole = read(settings)
-    assert whole.static_real.tolist() == [[4], [1]] and whole.static_cat.tolist() == [[1], [1]]
+    assert whole.static_real.tolist() == [[4], [1], [5]] and whole.static_cat.tolist() == [[1], [1], [1]]
 
 
 def test_a_file_to_forecast_from_may_be_idle(tmp_path):

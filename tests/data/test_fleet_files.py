@@ -99,6 +99,9 @@ def test_groups_of_several_columns_of_integers_and_of_none(tmp_path):
     both = read(config(path, groups=("site", "server")))
     assert both.groups == ("10/a", "9/b") and both.row0.tolist() == [0, 12, 19]
     assert read(config(path, groups=("site",))).groups == ("10", "9")
+    rows["site"] = ["s" if name == "a" else "s 2" for name in rows["server"]]
+    both = read(config(write(tmp_path / "f.csv", rows), groups=("site", "server")))
+    assert both.groups == ("s 2/b", "s/a") and both.row0.tolist() == [0, 7, 19]
     one = read(config(write(tmp_path / "g.csv", table({"a": range(6)})), groups=()))
     assert len(one.groups) == 1 and one.row0.tolist() == [0, 6]
 

@@ -28,7 +28,7 @@ ROLES = {
 def rows():
     made = table(
         {"c": range(2, 30), "a": [*range(9), *range(12, 26)], "b": range(4, 31), "d": range(20, 28)},
-        status=lambda name, step: "" if step % 7 == 0 else "hot" if step % 2 else "idle",
+        status=lambda name, step: "" if step % 7 == 0 else "alarm" if step == 17 else "hot" if step % 2 else "idle",
         profile=lambda name, step: "x" if name in "ac" else "y",
         cores=lambda name, step: 4 if name == "a" else 8,
         plan=lambda name, step: step % 3,
