@@ -49,7 +49,7 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
     """One key "section.name"; a mapping (column -> value) is replaced as a whole, the columns it names are new."""
     if isinstance(value, dict):
         section, name = key.split(".")
-        config[section][name] = ConfigDict(value)
+        getattr(config, section)[name] = ConfigDict(value)
     else:
         config.update_from_flattened_dict({key: value})
 

@@ -22,7 +22,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.models import tft as network
 from jaxtrain.models.tft_config import flops_per_window
 from jaxtrain.tasks import task as contract
-from jaxtrain.tasks import tft_arrays, tft_inputs, tft_naive
+from jaxtrain.tasks import tft_arrays, tft_inputs, tft_naive, tft_transfer
 from jaxtrain.tasks import tft_scores as scores
 from jaxtrain.tasks import tft_serving as serving
 from jaxtrain.tasks.task import Forecast, Sums
@@ -108,12 +108,12 @@ class Task(contract.Task):
         """Windows to forecast from. Options: at (time of the origin; default the step after a group's last measured target), every
         (an origin every so many steps), explain (yes: weights and attention as further tables)."""
         at, every = serving.origins(options, ("at", "every", "explain"))
-        return fleet.inputs(self.config.data, self.statistics, path, at=at, every=every)
+        return serving.announced(fleet.inputs(self.config.data, self.statistics, path, at=at, every=every))
 
     def labelled(self, path: str, options: Mapping[str, str]) -> Dataset:
         """Windows of a file whose targets lie in it, an origin every data.eval_stride steps or every `every` (option)."""
         _, every = serving.origins(options, ("every",))
-        return fleet.inputs(self.config.data, self.statistics, path, every=every, labelled=True)
+        return serving.announced(fleet.inputs(self.config.data, self.statistics, path, every=every, labelled=True))
 
     def oracle(self, rows: np.ndarray) -> dict[str, Forecast] | None:
         """Embedded fleet only: the generator continued from its true hidden state, for rows (B, 4)."""
@@ -240,6 +240,10 @@ class Task(contract.Task):
         from jaxtrain.tasks import tft_figures
 
         return tft_figures.draw(self.config.data, self._layout(), self._weight_names(), self.statistics, predict, dataset, sums)
+
+    def adapt(self, params: dict[str, Any], statistics: Statistics) -> dict[str, Any]:
+        """Rows of the embedding tables move by the name of their category, see `tft_transfer.adapt`."""
+        return tft_transfer.adapt(self.config.data, self.statistics, params, statistics)
 
     def _weight_names(self) -> dict[str, tuple[str, ...]]:
         """The variables in the order of the selection weights, by network."""

@@ -111,7 +111,7 @@ def best_naive(layout: Layout, sums: Sums, target: int) -> str | None:
 
 
 def forecasts(data: DataConfig, layout: Layout, statistics: Statistics, groups: Groups, predict: Predict, sums: Sums) -> Any:
-    """Fan charts of a window of the best, the median and the worst group of every target, with the best naive forecast."""
+    """Fan charts of a window of the best, the median and the worst group of every target, with its best naive forecast."""
     kinds = kinds_of(layout, sums["model"], "group")
     risks = ratio(kinds["abs"], kinds["absy"])[groups.places]  # (n, R)
     hours = data.step_seconds / 3600
@@ -126,23 +126,23 @@ def forecasts(data: DataConfig, layout: Layout, statistics: Statistics, groups: 
         reference = _naive(data, layout, shown, naive)
         for b, (axis, (word, g)) in enumerate(zip(axes[r], chosen.items(), strict=True)):
             quantiles = shown["quantiles"][b, :, r]
-            for name, (low, high) in layout.pairs.items():
-                if name in ("96", "80"):
-                    style = {"color": COLORS["model"], "alpha": 0.2, "linewidth": 0}
-                    label = f"P{100 * layout.levels[low]:02g}-P{100 * layout.levels[high]:02g}"
-                    axis.fill_between(ahead, quantiles[:, low], quantiles[:, high], label=label, **style)
+            for (low, high), alpha in zip(list(layout.pairs.values())[:2], (0.15, 0.3), strict=False):
+                label = f"model, P{100 * layout.levels[low]:02g}-P{100 * layout.levels[high]:02g}"
+                band = quantiles[:, [low, high]].T
+                axis.fill_between(ahead, *band, color=COLORS["model"], alpha=alpha, linewidth=0, label=label)
             history = np.where(shown["past_mask"][b], shown["past"][b, :, r], np.nan)
             truth = np.where(shown["target_mask"][b, :, r] > 0, shown["target"][b, :, r], np.nan)
             axis.plot(np.r_[past, ahead], np.r_[history, truth], color=INK, linewidth=1.0, label="measured")
             if naive is not None:
-                axis.plot(ahead, reference[b, :, r], color=COLORS.get(naive), linewidth=1.2, label=f"{naive} (best naive)")
+                axis.plot(ahead, reference[b, :, r], color=COLORS.get(naive), linewidth=1.2, label=f"{naive} (naive)")
             axis.plot(ahead, quantiles[:, median_of(layout.levels)], color=COLORS["model"], linewidth=1.5, label="model, P50")
             axis.axvline(0, color=INK, linewidth=0.7, linestyle=":")
             axis.set_title(f"{word}: {groups.names[g]}, {_origin(data, statistics, shown['when'][b])}", loc="left", fontsize=8)
         axes[r, 0].set_ylabel(target)
-        axes[r, 0].legend(fontsize=6.5, framealpha=0.8, loc="upper left")
     for axis in axes[-1]:
         axis.set_xlabel("hours from the forecast")
+    drawn = {label: handle for axis in axes.ravel() for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=len(drawn), fontsize=8, frameon=False)
     figure.suptitle("Forecasts for the best, the median and the worst group of each target", fontsize=12)
     return figure
 

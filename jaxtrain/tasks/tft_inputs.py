@@ -44,7 +44,7 @@ def variables(data: DataConfig, statistics: Statistics) -> Variables:
     group = _has_group(data)
     return Variables(
         static=(
-            *((Variable("/".join(data.groups), categories=len(statistics["group_names"])),) if group else ()),
+            *((Variable(group_variable(data), categories=len(statistics["group_names"])),) if group else ()),
             *categories(roles.static_categorical),
             *numbers(roles.static_real),
             *((Variable("level", width=2 * len(roles.targets)),) if _has_level(data) else ()),
@@ -62,6 +62,11 @@ def variables(data: DataConfig, statistics: Statistics) -> Variables:
         ),
         targets=numbers(roles.targets),
     )
+
+
+def group_variable(data: DataConfig) -> str:
+    """The name of the variable that says which group a window belongs to."""
+    return "/".join(data.groups)
 
 
 def _has_group(data: DataConfig) -> bool:

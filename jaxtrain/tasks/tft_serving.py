@@ -3,6 +3,7 @@
 Letters as in `tft`: B windows, k past steps, tau future steps, T = k + tau, R targets, Q quantile levels.
 """
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -35,11 +36,18 @@ def origins(options: Mapping[str, str], known: tuple[str, ...]) -> tuple[str, in
     return at, int(every)
 
 
+def announced(dataset: Dataset) -> Dataset:
+    """The dataset, after saying on stderr what its file holds that the run does not know."""
+    for note in np.asarray(dataset.arrays["notes"]):
+        print(f"note: {note}", file=sys.stderr)
+    return dataset
+
+
 def table(data: DataConfig, levels: tuple[float, ...], dataset: Dataset, forecast: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """One row per window, target and step, in this order.
 
     Group columns (texts), origin and timestamp (datetime64[s], UTC), step (from 1), target, the quantiles q02 ... q98 in units of the
-    target, p_above_<threshold> (empty for other targets), history_steps before the origin (at most k), note.
+    target, p_above_<threshold> (NaN for other targets), history_steps before the origin (at most k), note.
     """
     windows, shape = Windows(data, dataset, forecast), (len(forecast["when"]), len(data.targets), data.horizon_steps)
 
@@ -94,7 +102,7 @@ def weights_table(
     data: DataConfig, names: Mapping[str, tuple[str, ...]], dataset: Dataset, forecast: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
     """What each variable counted for: group columns, origin, part (static, past, future), variable, weight (mean over the steps that
-    exist), recent_weight (over the last 12 of the past; empty elsewhere). Each part sums to 1. They show what is read, not causes."""
+    exist), recent_weight (over the last 12 of the past; NaN elsewhere). Each part sums to 1. They show what is read, not causes."""
     windows = Windows(data, dataset, forecast)
     past = np.asarray(forecast["past_mask"], bool)[..., None]
     rows: list[tuple[str, str, np.ndarray, np.ndarray]] = []
