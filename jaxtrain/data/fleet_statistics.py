@@ -84,7 +84,7 @@ def training_statistics(
     names = roles(config)
     rows = sum(s.stop - s.start for g in range(len(fleet.groups)) for s in stretches(fleet, train, g))
     every = max(1, -(-rows // MOST_CELLS))
-    facts = {g: _facts(fleet, train, g, names, quantiles, every) for g in range(len(fleet.groups)) if train.groups[g]}
+    facts = {g: _facts(fleet, train, g, names, quantiles, every) for g in range(len(fleet.groups))}
     facts = {g: found for g, found in facts.items() if found.target.count.any()}
     notes = _check_targets(facts, fleet, config, train, where)
 
