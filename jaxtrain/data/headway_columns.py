@@ -57,7 +57,7 @@ class Columns:
         encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
         names = np.array([text.strip() for text in encoded.dictionary.to_pylist()], np.str_)
         unique, code = np.unique(names, return_inverse=True)
-        code = np.append(np.where(names == "", -1, code), -1).astype(np.int32)  # the last one stands for null
+        code = np.append(code, -1).astype(np.int32)  # the last one stands for null
         codes = code[encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)]
         if "" in unique:
             codes, unique = np.where(codes > 0, codes - 1, -1).astype(np.int32), unique[1:]

@@ -74,8 +74,7 @@ def _seen_before(tables: Tables, chosen: np.ndarray, rows: np.ndarray) -> np.nda
     rows = rows & (place[tables.station] >= 0)
     trip = np.unique(tables.trip[rows], return_inverse=True)[1]
     time = np.full((trip.max(initial=-1) + 1, len(chosen)), np.nan)
-    later_first = np.argsort(-tables.time[rows], kind="stable")  # of a stop reported twice the earliest stays
-    time[trip[later_first], place[tables.station[rows]][later_first]] = tables.time[rows][later_first]
+    time[trip, place[tables.station[rows]]] = tables.time[rows]
     return np.stack([(time[:, i : i + 1] < time).sum(axis=0) for i in range(len(chosen))])
 
 

@@ -110,13 +110,15 @@ def test_rows_named_unobserved_are_unknown():
 
 
 def test_without_snapshots_long_quiet_stretches_are_unobserved(tmp_path):
-    rows = [*train(360), *train(372), *train(400)]  # last stop of the second at 383, first of the third at 402
+    rows = [*train(360), *train(372), *train(410)]  # last stop of the second at 383, first of the third at 412
     changed, found = tables(tmp_path, rows)
     time = midnights(found.service_dates, "UTC")[:, None] + 240 * 60 + 60 * np.arange(1440)
     quiet = unobserved_rows(changed, found, time)[0]
     minutes = np.flatnonzero(~quiet) + 240
-    assert minutes.min() == 362 and minutes.max() == 411
-    assert (quiet[384 - 240 : 402 - 240]).all() and not quiet[362 - 240 : 384 - 240].any()
+    assert minutes.min() == 362 and minutes.max() == 421
+    assert (quiet[384 - 240 : 412 - 240]).all() and not quiet[362 - 240 : 384 - 240].any()
+    coarse = unobserved_rows(replace(changed, step_minutes=5), found, time[:, ::5])[0]
+    assert (240 + 5 * np.flatnonzero(~coarse)).tolist() == [360, 365, 370, 375, 380, 410, 415, 420]
 
 
 def test_nothing_is_carried_over_night(tmp_path):
