@@ -1,7 +1,9 @@
 """Fleets of servers and other groups of series: windows over shared flat arrays, with statistics of the training rows.
 
 Letters: B batch, k past steps, tau future steps, T = k + tau, R targets, O observed and K known real columns, G groups,
-N rows of all groups, L steps of the common axis, Q quantile levels. Values are in the units of the file. A batch holds
+N rows of all groups, L steps of the common axis, Q quantile levels. Values are in the units of the file. An index row is (row of
+the origin in the flat arrays, group, history, block): the origin is the first forecast step, history the number of the group's rows
+before it, at most k, and block the number of the stretch of block_steps in valid or test (0 in train). A batch holds
 past (B, k, R+O) float32, NaN = unknown; past_cat (B, k, C_o) int32, 0 = missing or never seen in training;
 past_mask (B, k) bool, False left of a group's first row, where the other arrays mean nothing; present (B, k) float32,
 measured share of the targets; known (B, T, K), known_cat (B, T, C_k), calendar (B, T, n_cal, 2); static_real (B, S_r),

@@ -50,6 +50,7 @@ def test_gather_equals_a_plain_loop(embedded):
             if j < 0:
                 assert batch["past_mask"][b, K + j] == inside
             if not inside:
+                assert batch["present"][b, K + j] == 0
                 continue
             at = row + j
             np.testing.assert_array_equal(batch["known"][b, K + j], a["real"][at, 5:])
