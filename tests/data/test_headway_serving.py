@@ -8,6 +8,7 @@ from headway_lines import config, line
 
 from jaxtrain.data import headway
 from jaxtrain.data.dataset import Dataset
+from jaxtrain.data.headway_serving import Served, issue_rows
 from jaxtrain.data.headway_synthetic import tables
 from jaxtrain.errors import UserError
 
@@ -21,15 +22,15 @@ def run():
     return headway.splits(RUN)
 
 
-def write_arrivals(path: Path, until: str = "12:00", renamed: dict[str, str] | None = None, since: str = "04:00") -> str:
-    """The trains of one service day of the embedded line from `since` to `until`, as a table of arrivals."""
-    found, limits = tables(RUN), [np.datetime64(f"2025-01-05T{clock}", "s").astype(np.int64) for clock in (since, until)]
+def write_arrivals(path: Path, until: str = "12:00", renamed: dict[str, str] | None = None) -> str:
+    """The trains of the embedded line from 04:00 on Sunday, as a table of arrivals."""
+    found, limits = tables(RUN), [np.datetime64(f"2025-01-05T{clock}", "s").astype(np.int64) for clock in ("04:00", until)]
     lines = ["arrival_time,trip,station,direction,service_date"]
-    for row in np.flatnonzero((found.day == DAY) & (found.time >= limits[0]) & (found.time < limits[1])):
+    for row in np.flatnonzero((found.time >= limits[0]) & (found.time < limits[1])):
         names = [str(found.stations[found.station[row]]), str(found.directions[found.direction[row]])]
         names = [(renamed or {}).get(name, name) for name in names]
         stamp = np.datetime64(round(found.time[row] * 1e6), "us")
-        lines.append(f"{stamp}Z,t{found.trip[row]},{names[0]},{names[1]},2025-01-05")
+        lines.append(f"{stamp}Z,t{found.trip[row]},{names[0]},{names[1]},{found.service_dates[found.day[row]]}")
     path.write_text("\n".join(lines) + "\n")
     return str(path)
 
@@ -120,10 +121,10 @@ def test_stations_are_matched_by_name_and_a_few_may_be_absent(run, tmp_path):
 
 
 @pytest.mark.parametrize("until, options, said", [
-    ("12:00", {"at": "2025-01-05T14:00"}, r"no forecast at --option at=2025-01-05T14:00: the file ends before it; the last usable time is 2025-01-05T11:5"),
+    ("12:00", {"at": "2025-01-05T14:00"}, "at=2025-01-05T14:00: the file ends before it; the last usable time is 2025-01-05T11:5"),
     ("12:00", {"at": "2025-01-05T07:00"}, "rows up to it, the run needs 30; the last usable time is"),
     ("12:00", {"at": "noon"}, "--option at: 'noon' is not a time"),
-    ("12:00", {"every": 15, "at": "2025-01-05T15:00"}, "no forecast can be issued every 15 min from 2025-01-05T15:00 on; the last usable time is"),
+    ("12:00", {"every": 15, "at": "2025-01-05T15:00"}, "every 15 min from 2025-01-05T15:00 on; the last usable time is 2025"),
     ("12:00", {"every": -1}, "--option every=-1"),
     ("08:20", {}, "complete rows of 1 min, the run needs 30; give more history"),
     ("08:04", {"labelled": True}, "no window of 45 rows inside one service day has 50% of its cells known"),
@@ -135,7 +136,7 @@ def test_a_time_without_history_is_one_clear_line(run, tmp_path, until, options,
 
 
 @pytest.mark.parametrize("renamed, said", [
-    ({f"s{i}": f"x{i}" for i in range(6)}, "6 of the run's 6 stations are absent: s0, s1, s2 and 3 more; the file has x0, x1, x2 and 3 more"),
+    ({f"s{i}": f"x{i}" for i in range(6)}, "6 stations are absent: s0, s1, s2 and 3 more; the file has x0, x1, x2 and 3 more"),
     ({"inbound": "west"}, "directions the run does not know: west; it has outbound, inbound"),
 ])  # fmt: skip
 def test_another_line_is_one_clear_line(run, tmp_path, renamed, said):
@@ -147,8 +148,16 @@ def test_nothing_known_in_the_last_row_names_the_last_usable_time(run, tmp_path)
     path = write_arrivals(tmp_path / "x.csv", "09:00")
     with open(path, "a") as file:  # three hours later a train of a branch shows that the feed is alive
         file.write("2025-01-05T12:00:00Z,late,elsewhere,outbound,2025-01-05\n")
-    with pytest.raises(UserError, match=r"no forecast at 2025-01-05T12:00.*no station's value is known then; the last usable time is 2025-01-05T09:"):
+    with pytest.raises(UserError, match=r"2025-01-05T12:00.*: no station's value is known then; the last usable time is 2025-01-05T09:"):
         served(run, path)
+
+
+def test_the_input_does_not_reach_back_over_the_night():
+    found = Served(line(2, day_rows=100), 0, 199)
+    rows = issue_rows(RUN, found, "", every=1)
+    assert rows.tolist() == [*range(29, 100), *range(129, 200)]
+    with pytest.raises(UserError, match="04:20: its service day is younger than 30 rows; the last usable time is 2025-01-03T05:40"):
+        issue_rows(RUN, found, "2025-01-03T04:20", every=0)
 
 
 def test_a_timetable_of_other_origins_is_refused(run, arrivals, tmp_path):

@@ -137,3 +137,47 @@ def test_the_oracle_speaks_in_the_order_of_the_grid(tested):
     travel, line = (oracle(replace(SMALL, align=align), rows, futures=4)["value"] for align in ("travel", "line"))
     np.testing.assert_array_equal(line[..., 0], travel[..., 0])
     np.testing.assert_array_equal(line[..., 1], travel[:, :, ::-1, 1])
+
+
+@pytest.mark.parametrize("target", ["headway", "age"])
+def test_without_noise_the_oracle_continues_the_line_by_its_rules(monkeypatch, target):
+    """Against a plain loop over trains and stations."""
+    changed = replace(SMALL, target=target)
+
+    def calm(known, changed, columns, futures):
+        shape = (max(c.trains for c in columns), 20 + 2 * headway_oracle.TRIES, len(columns), futures)
+        return np.zeros(shape, np.float32), np.ones(shape, np.float32)
+
+    # Long dwells, so that trains catch up with each other and must keep their distance.
+    known = replace(world(SMALL.synthetic), slope=np.full(8, 0.4))
+    monkeypatch.setattr(headway_oracle, "world", lambda _: known)
+    monkeypatch.setattr(headway_oracle, "_noise", calm)
+    start = 4 * 1440 + 200  # 07:20 on a Monday: the minutes up to 07:50 are the input
+    value = oracle(changed, np.array([[start]]), futures=1)["value"][0]
+    for direction in (0, 1):
+        times = continued(known, 4, direction, now=240.0 + 200 + 30)
+        for m in range(15):
+            end = 240 + 200 + 30 + m + 1
+            for s in range(8):
+                passed = times[times[:, s] <= end, s]
+                expected = passed[-1] - passed[-2] if target == "headway" else end - passed[-1]
+                assert value[m, s, direction] == pytest.approx(min(expected, 30), abs=1e-3)
+
+
+def continued(known, day: int, direction: int, now: float) -> np.ndarray:
+    """(K, S) arrivals: what lies after now happens without noise, but not before now."""
+    times, lateness = known.arrival[:, :, day, direction].copy(), known.lateness[:, day, direction].copy()
+    plan = known.plan[:, day, direction]
+    for k in range(1, int(np.isfinite(plan).sum())):
+        for s in range(times.shape[1]):
+            if times[k, s] <= now:
+                continue
+            if s == 0:
+                lateness[k] = 0.7 * lateness[k - 1]
+                ready = plan[k] + max(lateness[k], -0.5)
+            else:
+                gap = min(times[k, s - 1] - times[k - 1, s - 1], 20)
+                ready = times[k, s - 1] + 0.4 + known.slope[s - 1] * gap + known.run[direction, s - 1]
+            first = s == 0 or known.arrival[k, s - 1, day, direction] <= now
+            times[k, s] = max(ready, times[k - 1, s] + 1.5, now + 1e-3 if first else 0)
+    return times
