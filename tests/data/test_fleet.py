@@ -9,7 +9,7 @@ import pytest
 from fleet_problem import config, table, write
 from fleet_shipped import QUANTILES, TINY, shipped
 
-from jaxtrain.data import fleet, fleet_embedded
+from jaxtrain.data import fleet, fleet_embedded, fleet_prepared
 from jaxtrain.errors import UserError
 
 K, TAU = 20, 9
@@ -134,6 +134,25 @@ def test_a_category_that_training_lacks_is_unknown(tmp_path):
     a, s = found.train.arrays, found.statistics
     assert s["vocabulary/kind"].tolist() == ["even", "odd"] and s["vocabulary/room"].tolist() == ["x", "y"]
     assert a["cat"][:40, 0].tolist() == [1, 2] * 20 and not a["cat"][40:60].any() and a["static_cat"][:, 0].tolist() == [1, 2, 0]
+
+
+def test_a_prepared_folder_stays_on_disk(tmp_path):
+    """Nothing is copied where training knows all categories; batches are those of the file."""
+    settings = config(write(tmp_path / "fleet.parquet", table(spans(late=10), kind=lambda name, step: f"k{step % 3}")),
+                      observed_categorical=("kind",))  # fmt: skip
+    folder = tmp_path / "prepared"
+    fleet_prepared.prepare(settings, folder)
+    of_file = fleet.splits(settings, (0.5,))
+    found = fleet.splits(config(folder, observed_categorical=("kind",)), (0.5,))
+    for name in ("real", "seen", "cat"):
+        assert isinstance(found.train.arrays[name], np.memmap), name
+    for split, data in found.named().items():
+        expected = of_file.named()[split]
+        np.testing.assert_array_equal(data.index, expected.index)
+        for name, value in data.gather(data.arrays, data.index).items():
+            np.testing.assert_array_equal(value, expected.gather(expected.arrays, expected.index)[name], err_msg=name)
+    for name, value in found.statistics.items():
+        np.testing.assert_array_equal(value, of_file.statistics[name], err_msg=name)
 
 
 @pytest.mark.parametrize("length,changes,says", [
