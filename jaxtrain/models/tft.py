@@ -42,7 +42,7 @@ class TFT(nnx.Module):
         embed = {name: Embedding(getattr(variables, name), h, rngs=rngs) for name in ("static", "observed", "known", "targets")}
         self.embeddings = nnx.Dict({name: embedding for name, embedding in embed.items() if embedding.variables})
         layer: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
-        select: dict[str, Any] = dict(layer, dropout=config.dropout, collapsed=config.vsn == "collapsed")
+        select: dict[str, Any] = dict(layer, dropout=config.dropout, collapsed=config.vsn == "collapsed", remat=config.remat == "vsn")
         if static:
             self.static_selection = VariableSelection(len(variables.static), h, context=False, **select)
             self.contexts = PackedGatedResidual(4, h, dropout=config.dropout, **layer)  # for selection, enrichment, h, c
@@ -94,7 +94,7 @@ class TFT(nnx.Module):
             s, found["static_weights"] = self._static(inputs, rngs)
             c_select, c_enrich, h, c = self._contexts(s, rngs)
             found |= {"static": s, "context_select": c_select, "context_enrich": c_enrich, "context_h": h, "context_c": c}
-            c_select, c_enrich = c_select[:, None], c_enrich[:, None]
+            c_enrich = c_enrich[:, None]
         past, found["past_weights"], future, found["future_weights"] = self._select(inputs, c_select, mask, rngs)
         encoded, state = self.encoder(past, (h, c), mask)
         decoded, _ = self.decoder(future, state)
@@ -133,7 +133,8 @@ class TFT(nnx.Module):
             categories = inputs["static_cat"]
             inputs = {**inputs, "static_cat": jnp.where(bernoulli(seed, 1 - self.unknown.rate, categories.shape), categories, 0)}
         features = self._features("static", inputs, None, None)
-        return self.static_selection(features, blocks([self.embeddings["static"]]), rngs=rngs)
+        s, weights = self.static_selection(features[:, None], blocks([self.embeddings["static"]]), rngs=rngs)
+        return s[:, 0], weights[:, 0]
 
     def _contexts(self, s: jax.Array, rngs: nnx.Rngs | None) -> tuple[jax.Array, ...]:
         every = self.contexts(jnp.broadcast_to(s.T, (4, *s.T.shape)), rngs)
@@ -146,15 +147,8 @@ class TFT(nnx.Module):
         past = jnp.concatenate([self._features(kind, inputs, slice(0, self.context_steps), mask) for kind in kinds], axis=-1)
         future = self._features("known", inputs, slice(self.context_steps, None), None)
 
-        def select(network: VariableSelection, features: jax.Array, kinds: list[str]) -> tuple[jax.Array, jax.Array]:
-            def apply(features: jax.Array, c: jax.Array | None, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-                own = None if key is None else nnx.Rngs(dropout=key)
-                return network(features, blocks([self.embeddings[kind] for kind in kinds]), c, own)
-
-            key = None if rngs is None else rngs.dropout()  # drawn out here: a counter must not move inside `checkpoint`
-            return (jax.checkpoint(apply) if self.config.remat == "vsn" else apply)(features, c, key)
-
-        return (*select(self.past_selection, past, kinds), *select(self.future_selection, future, ["known"]))
+        past_maps, future_maps = blocks([self.embeddings[kind] for kind in kinds]), blocks([self.embeddings["known"]])
+        return (*self.past_selection(past, past_maps, c, rngs), *self.future_selection(future, future_maps, c, rngs))
 
     def _visible(self, mask: jax.Array | None) -> jax.Array:
         """(B or 1, tau, T): which steps each future step may look at; itself always."""

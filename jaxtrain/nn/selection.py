@@ -4,7 +4,7 @@ Letters: m variables, N tokens (examples x steps), K features (columns of all va
 Inside, tokens are the last axis, (m, H, N): sums over H or m then run along whole vectors of tokens, several times faster on CPU.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ from flax import nnx
 
 from jaxtrain.nn.dropout import Dropout, Source
 from jaxtrain.nn.gated import EPSILON, GatedResidual, elu
+from jaxtrain.nn.parts import over_examples
+from jaxtrain.nn.token_dropout import drop_tokens, example_seeds
 
 packed_glorot = nnx.initializers.glorot_uniform(batch_axis=(0,))
 
@@ -89,11 +91,15 @@ class PackedNorm(nnx.Module):
         self.scale, self.bias = nnx.Param(jnp.ones((m, width))), nnx.Param(jnp.zeros((m, width)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        mean = y.mean(axis=1, keepdims=True)
-        variance = jnp.maximum(jnp.square(y).mean(axis=1, keepdims=True) - jnp.square(mean), 0)
-        y = (y - mean) * jax.lax.rsqrt(variance + EPSILON) * self.scale[...][..., None] + self.bias[...][..., None]
-        return y.astype(x.dtype)
+        return normalize(x, self.scale[...], self.bias[...]).astype(x.dtype)
+
+
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Layer norm of (..., width, N) over `width`, in float32; scale, bias (..., width)."""
+    x = x.astype(jnp.float32)
+    mean = x.mean(axis=-2, keepdims=True)
+    variance = jnp.maximum(jnp.square(x).mean(axis=-2, keepdims=True) - jnp.square(mean), 0)
+    return (x - mean) * jax.lax.rsqrt(variance + EPSILON) * scale[..., None] + bias[..., None]
 
 
 class PackedGatedResidual(nnx.Module):
@@ -107,11 +113,11 @@ class PackedGatedResidual(nnx.Module):
         self.dropout = Dropout(dropout)
 
     def __call__(self, a: jax.Array, rngs: Source | None = None) -> jax.Array:
-        return self.from_inner(self.inner(a), a, rngs)
+        return self.from_inner(self.inner(a), a, lambda v: self.dropout(v, rngs=rngs))
 
-    def from_inner(self, u: jax.Array, skip: jax.Array, rngs: Source | None) -> jax.Array:
+    def from_inner(self, u: jax.Array, skip: jax.Array, drop: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """The rest after W1 a + b1."""
-        value, gate = jnp.split(self.gate(self.dropout(self.outer(elu(u)), rngs=rngs)), 2, axis=1)
+        value, gate = jnp.split(self.gate(drop(self.outer(elu(u)))), 2, axis=1)
         return self.norm(skip + value * jax.nn.sigmoid(gate))
 
 
@@ -122,48 +128,78 @@ class VariableSelection(nnx.Module):
     these small products are taken once per call and the m H-wide embeddings never enter a product.
     """
 
-    def __init__(self, m: int, width: int, *, context: bool, dropout: float, collapsed: bool, dtype: Any, rngs: nnx.Rngs):
-        self.m, self.collapsed, self.dtype = m, collapsed, dtype
+    def __init__(
+        self, m: int, width: int, *, context: bool, dropout: float, collapsed: bool, remat: bool, dtype: Any, rngs: nnx.Rngs
+    ):
+        self.m, self.width, self.collapsed, self.remat, self.dtype = m, width, collapsed, remat, dtype
         self.variables = PackedGatedResidual(m, width, dropout=dropout, dtype=dtype, rngs=rngs)
         c = width if context else 0
         self.weights = GatedResidual(m * width, width, m, context=c, dropout=0.0, dtype=dtype, rngs=rngs) if m > 1 else None
 
     def __call__(
-        self, features: jax.Array, embedding: jax.Array, c: jax.Array | None = None, rngs: Source | None = None
+        self, features: jax.Array, embedding: jax.Array, c: jax.Array | None = None, rngs: nnx.Rngs | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """features (..., K), embedding (m, K + 1, H) of `blocks`, c broadcasting to (..., H) -> (..., H) and weights (..., m) float32."""
-        steps = features.shape[:-1]
-        ones = jnp.ones((*steps, 1), features.dtype)
-        x = jnp.concatenate([features, ones], axis=-1).reshape(-1, features.shape[-1] + 1).T.astype(self.dtype)
-        embedding = embedding.astype(self.dtype)
-        embedded = _product(embedding, x)
-        if self.collapsed:
-            folded = jnp.einsum("mkh,mho->mko", embedding, self.variables.inner.kernel[...].astype(self.dtype))
-            folded = folded.at[:, -1].add(self.variables.inner.bias[...].astype(self.dtype))
-            chosen = self.variables.from_inner(_product(folded, x), embedded, rngs)
-        else:
-            chosen = self.variables(embedded, rngs)
-        if self.weights is None:
-            out = chosen[0].T.reshape(*steps, -1)
-            return out, jnp.ones((*steps, 1), jnp.float32)
-        weights = jax.nn.softmax(self._weigh(x, embedding, embedded, steps, c, rngs).astype(jnp.float32), axis=-1)
-        per_token = weights.reshape(-1, self.m).T.astype(self.dtype)
-        return jnp.sum(per_token[:, None] * chosen, axis=0).T.reshape(*steps, -1), weights
+        """features (B, T, K), embedding (m, K + 1, H) of `blocks`, c (B, H) -> (B, T, H) and weights (B, T, m) float32."""
+        batch, steps, _ = features.shape
+        ones = jnp.ones((batch, steps, 1), features.dtype)
+        parts: dict[str, jax.Array] = {"x": jnp.concatenate([features, ones], axis=-1).astype(self.dtype)}
+        if self.weights is not None and self.weights.context is not None and c is not None:
+            parts["context"] = self.weights.context(c)
+        seed = self.variables.dropout.seed(rngs)
+        if seed is not None:
+            assert isinstance(seed, jax.Array)
+            parts["start"], second = example_seeds(seed, batch)
+        maps = self._maps(embedding.astype(self.dtype))
 
-    def _weigh(
-        self, x: jax.Array, embedding: jax.Array, embedded: jax.Array, steps: tuple[int, ...], c: jax.Array | None, rngs: Source | None
-    ) -> jax.Array:
-        assert self.weights is not None and self.weights.skip is not None
-        if not self.collapsed:
-            joined = jnp.moveaxis(embedded, -1, 0).reshape(*steps, -1)
-            return self.weights(joined, c, rngs)
-        first, skip = self.weights.inner, self.weights.skip
-        kernel = jnp.concatenate([first.kernel[...], skip.kernel[...]], axis=1).astype(self.dtype)
-        folded = jnp.einsum("mkh,mho->ko", embedding, kernel.reshape(*embedding.shape[::2], -1))
-        assert first.bias is not None and skip.bias is not None
-        both = x.T @ folded + jnp.concatenate([first.bias[...], skip.bias[...]]).astype(self.dtype)
-        width = first.kernel.shape[1]
-        return self.weights.from_inner(both[:, :width].reshape(*steps, -1), both[:, width:].reshape(*steps, -1), c, rngs)
+        def select(part: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            x = part["x"].reshape(-1, part["x"].shape[-1]).T
+            embedded = _product(maps["embedding"], x)
+            u = _product(maps["inner"], x) if self.collapsed else self.variables.inner(embedded)
+
+            def drop(v: jax.Array) -> jax.Array:
+                return v if seed is None else drop_tokens(v, part["start"], second, steps, self.variables.dropout.rate)
+
+            chosen = self.variables.from_inner(u, embedded, drop)
+            if self.weights is None:
+                return chosen[0].T.reshape(-1, steps, self.width), jnp.ones((len(part["x"]), steps, 1), jnp.float32)
+            joint = maps["joint"].T @ (x if self.collapsed else embedded.reshape(-1, embedded.shape[-1]))
+            weights = self._weigh(joint, part.get("context"), steps)
+            out = jnp.sum(weights[:, None].astype(self.dtype) * chosen, axis=0)
+            return out.T.reshape(-1, steps, self.width), weights.T.reshape(-1, steps, self.m)
+
+        return over_examples(select, parts, self.m * self.width * steps, self.remat)
+
+    def _maps(self, embedding: jax.Array) -> dict[str, jax.Array]:
+        """What features are multiplied with; `joint` holds the first map of the weight network and its skip."""
+        inner = self.variables.inner
+        maps = {"embedding": embedding}
+        if self.collapsed:
+            folded = jnp.einsum("mkh,mho->mko", embedding, inner.kernel[...].astype(self.dtype))
+            maps["inner"] = folded.at[:, -1].add(inner.bias[...].astype(self.dtype))
+        if self.weights is not None and self.weights.skip is not None:
+            kernel = jnp.concatenate([self.weights.inner.kernel[...], self.weights.skip.kernel[...]], axis=1).astype(self.dtype)
+            if self.collapsed:
+                kernel = jnp.einsum("mkh,mho->ko", embedding, kernel.reshape(self.m, self.width, -1))
+            maps["joint"] = kernel
+        return maps
+
+    def _weigh(self, joint: jax.Array, context: jax.Array | None, steps: int) -> jax.Array:
+        """joint (H + m, N), context (b, H) -> (m, N) float32."""
+        network = self.weights
+        assert network is not None and network.skip is not None
+        u = joint[: self.width] + _column(network.inner.bias)
+        if context is not None:
+            u = (u.reshape(self.width, -1, steps) + context.T[..., None]).reshape(u.shape)
+        v = network.outer.kernel[...].astype(u.dtype).T @ elu(u) + _column(network.outer.bias)
+        gate, norm = network.finish.gate, network.finish.norm
+        value, gate = jnp.split(gate.kernel[...].astype(u.dtype).T @ v + _column(gate.bias), 2)
+        skip = joint[self.width :] + _column(network.skip.bias)
+        assert norm.scale is not None and norm.bias is not None
+        return jax.nn.softmax(normalize(skip + value * jax.nn.sigmoid(gate), norm.scale[...], norm.bias[...]), axis=0)
+
+
+def _column(bias: Any) -> jax.Array:
+    return bias[...][:, None]
 
 
 def _product(matrix: jax.Array, x: jax.Array) -> jax.Array:
