@@ -10,7 +10,17 @@ import numpy as np
 
 from jaxtrain.data.headway_config import DataConfig
 from jaxtrain.data.headway_synthetic import (
-    DOOR_MINUTES, EARLIEST, FIRST_GAP, LATE_MEMORY, LATE_STD, MAX_DWELL_GAP, MIN_GAP, RUN_GAIN, World, link_minutes, world,
+    DOOR_MINUTES,
+    EARLIEST,
+    FIRST_GAP,
+    LATE_MEMORY,
+    LATE_STD,
+    MAX_DWELL_GAP,
+    MIN_GAP,
+    RUN_GAIN,
+    World,
+    link_minutes,
+    world,
 )  # fmt: skip
 
 TRIES = 10  # draws for an event that must lie after now

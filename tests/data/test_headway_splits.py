@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from headway_lines import config, line
 
-from jaxtrain.data.headway_tables import Line
 from jaxtrain.data.headway_splits import Cut, cut, training_dates, windows
+from jaxtrain.data.headway_tables import Line
 from jaxtrain.errors import UserError
 
 
