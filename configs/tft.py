@@ -216,7 +216,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "data.present_as_observed": False, "data.relative_step_as_known": False, "data.transform": {}, "data.bounds": {},
         "data.normalise": {"power_usage": "group"}, "data.context_steps": 168, "data.horizon_steps": 24, "data.season_steps": (24, 168),
         "data.block_steps": 168, "data.max_train_windows": 450_000, "data.max_valid_windows": 50_000,
-        "data.synthetic.kind": "electricity", "score.steps": (1, 6, 12, 24),
+        "data.synthetic.kind": "electricity", "data.synthetic.servers": 369, "data.synthetic.days": 365, "score.steps": (1, 6, 12, 24),
         "model.hidden": 128, "model.quantiles": (0.1, 0.5, 0.9), "loss.units_weight": 0.0, "loss.target_weights": (1.0,),
         "train.batch": 1024, "train.precision": "mixed_bfloat16", "optimizer.lr": 1e-3, "optimizer.min_lr": 1e-5, "optimizer.clip": 0.0,
     },
