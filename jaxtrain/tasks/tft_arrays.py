@@ -24,7 +24,7 @@ def complete(data: DataConfig, statistics: Statistics, batch: Batch) -> Batch:
     by default False before a window's first measured value. Raises UserError naming the array, the shape expected and what was given.
     """
     names, k = roles(data), data.context_steps
-    shapes = _shapes(data, names, int(np.shape(batch.get("past", ()))[0]) if np.ndim(batch.get("past", ())) else 1)
+    shapes = _shapes(data, names, len(np.atleast_1d(batch["past"])) if "past" in batch else 1)
     required = {"past", *(["time"] if names.calendar else []), *(["known"] if names.known_real else [])}
     for name, (shape, columns) in shapes.items():
         text = f"{shape} ({', '.join(columns)})" if columns else f"{shape}"
