@@ -247,7 +247,9 @@ class Task(contract.Task):
 
     def _weight_names(self) -> dict[str, tuple[str, ...]]:
         """The variables in the order of the selection weights, by network."""
-        return nnx.eval_shape(lambda: self.build(nnx.Rngs(0))).names()
+        found = self._variables()
+        parts = {"static": found.static, "past": found.past, "future": found.known}  # as `TFT.names`, without building one
+        return {part: tuple(variable.name for variable in variables) for part, variables in parts.items()}
 
     def flops_per_example(self) -> float | None:
         """Forward and backward (three times forward) of one window."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxtrain.data.dataset import Dataset, Statistics
@@ -113,32 +114,30 @@ def best_naive(layout: Layout, sums: Sums, target: int) -> str | None:
 def forecasts(data: DataConfig, layout: Layout, statistics: Statistics, groups: Groups, predict: Predict, sums: Sums) -> Any:
     """Fan charts of a window of the best, the median and the worst group of every target, with its best naive forecast."""
     kinds = kinds_of(layout, sums["model"], "group")
-    risks = ratio(kinds["abs"], kinds["absy"])[groups.places]  # (n, R)
+    chosen = _telling_groups(ratio(kinds["abs"], kinds["absy"])[groups.places])
+    shown = predict(groups.middle[chosen.ravel()])
+    naive = _naive_medians(data, layout, shown)
     hours = data.step_seconds / 3600
-    past = np.arange(-data.context_steps, 0) * hours
-    ahead = np.arange(data.horizon_steps) * hours
+    past, ahead = np.arange(-data.context_steps, 0) * hours, np.arange(data.horizon_steps) * hours
     figure, axes = _axes(13, 2.6 * len(data.targets) + 0.4, len(data.targets), 3)
-    for r, target in enumerate(data.targets):
-        order = np.argsort(risks[:, r])[: max(1, np.isfinite(risks[:, r]).sum())]
-        chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-        shown = predict(groups.middle[list(chosen.values())])
-        naive = best_naive(layout, sums, r)
-        reference = _naive(data, layout, shown, naive)
-        for b, (axis, (word, g)) in enumerate(zip(axes[r], chosen.items(), strict=True)):
-            quantiles = shown["quantiles"][b, :, r]
-            for (low, high), alpha in zip(list(layout.pairs.values())[:2], (0.15, 0.3), strict=False):
-                label = f"model, P{100 * layout.levels[low]:02g}-P{100 * layout.levels[high]:02g}"
-                band = quantiles[:, [low, high]].T
-                axis.fill_between(ahead, *band, color=COLORS["model"], alpha=alpha, linewidth=0, label=label)
-            history = np.where(shown["past_mask"][b], shown["past"][b, :, r], np.nan)
-            truth = np.where(shown["target_mask"][b, :, r] > 0, shown["target"][b, :, r], np.nan)
-            axis.plot(np.r_[past, ahead], np.r_[history, truth], color=INK, linewidth=1.0, label="measured")
-            if naive is not None:
-                axis.plot(ahead, reference[b, :, r], color=COLORS.get(naive), linewidth=1.2, label=f"{naive} (naive)")
-            axis.plot(ahead, quantiles[:, median_of(layout.levels)], color=COLORS["model"], linewidth=1.5, label="model, P50")
-            axis.axvline(0, color=INK, linewidth=0.7, linestyle=":")
-            axis.set_title(f"{word}: {groups.names[g]}, {_origin(data, statistics, shown['when'][b])}", loc="left", fontsize=8)
-        axes[r, 0].set_ylabel(target)
+    for number, axis in enumerate(axes.ravel()):
+        r, place = divmod(number, 3)
+        quantiles = shown["quantiles"][number, :, r]
+        for (low, high), alpha in zip(list(layout.pairs.values())[:2], (0.15, 0.3), strict=False):
+            label = f"model, P{100 * layout.levels[low]:02g}-P{100 * layout.levels[high]:02g}"
+            axis.fill_between(ahead, *quantiles[:, [low, high]].T, color=COLORS["model"], alpha=alpha, linewidth=0, label=label)
+        history = np.where(shown["past_mask"][number], shown["past"][number, :, r], np.nan)
+        truth = np.where(shown["target_mask"][number, :, r] > 0, shown["target"][number, :, r], np.nan)
+        axis.plot(np.r_[past, ahead], np.r_[history, truth], color=INK, linewidth=1.0, label="measured")
+        best = best_naive(layout, sums, r)
+        if best in naive:
+            axis.plot(ahead, naive[best][number, :, r], color=COLORS.get(best), linewidth=1.2, label=f"{best} (naive)")
+        axis.plot(ahead, quantiles[:, median_of(layout.levels)], color=COLORS["model"], linewidth=1.5, label="model, P50")
+        axis.axvline(0, color=INK, linewidth=0.7, linestyle=":")
+        name, origin = groups.names[chosen[r, place]], _origin(data, statistics, shown["when"][number])
+        axis.set_title(f"{('best', 'median', 'worst')[place]}: {name}, {origin}", loc="left", fontsize=8)
+    for axis, target in zip(axes[:, 0], data.targets, strict=True):
+        axis.set_ylabel(target)
     for axis in axes[-1]:
         axis.set_xlabel("hours from the forecast")
     drawn = {label: handle for axis in axes.ravel() for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -147,18 +146,23 @@ def forecasts(data: DataConfig, layout: Layout, statistics: Statistics, groups: 
     return figure
 
 
+def _telling_groups(risks: np.ndarray) -> np.ndarray:
+    """(R, 3) the groups with the least, the median and the greatest q-risk (n, R) of every target; NaN = not scored."""
+    order = np.argsort(risks, axis=0)
+    last = np.maximum(np.isfinite(risks).sum(0) - 1, 0)
+    return np.stack([[order[place, r] for place in (0, (n + 1) // 2, n)] for r, n in enumerate(last)])
+
+
+def _naive_medians(data: DataConfig, layout: Layout, shown: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{name: (B, tau, R)} of the naive forecasters for a gathered batch."""
+    found = jax.jit(lambda batch: tft_naive.forecasts(data, layout.levels, batch))(dict(shown))
+    middle = median_of(layout.levels)
+    return {name: np.asarray(f["median"] if "median" in f else f["quantiles"][..., middle]) for name, f in found.items()}
+
+
 def _origin(data: DataConfig, statistics: Statistics, when: np.ndarray) -> str:
     seconds = int(statistics["start"]) + int(when[1]) * data.step_seconds
     return str(np.datetime64(seconds, "s").astype("datetime64[m]")).replace("T", " ") + " UTC"
-
-
-def _naive(data: DataConfig, layout: Layout, shown: Mapping[str, np.ndarray], name: str | None) -> np.ndarray:
-    """(B, tau, R) median of a naive forecaster for a gathered batch."""
-    found = tft_naive.forecasts(data, layout.levels, dict(shown))
-    if name not in found:
-        return np.full(np.shape(shown["target"]), np.nan)
-    forecast = found[name]
-    return np.asarray(forecast["median"] if "median" in forecast else forecast["quantiles"][..., median_of(layout.levels)])
 
 
 def qrisk_by_step(data: DataConfig, layout: Layout, sums: Sums) -> Any:

@@ -88,9 +88,9 @@ def test_variables_of_the_default_config():
     ]  # fmt: skip
     assert [v.name for v in found.observed] == ["status", "upstream_cpu_percent", "present"]
     assert [v.name for v in found.targets] == list(TARGETS)
-    params = jax.tree.leaves(nnx.state(nnx.eval_shape(lambda: default.build(nnx.Rngs(0))), nnx.Param))
-    assert sum(leaf.size for leaf in params) == 180_869
-    assert default._weight_names()["past"][:4] == ("status", "upstream_cpu_percent", "present", "hour_of_day")
+    model = nnx.eval_shape(lambda: default.build(nnx.Rngs(0)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == 180_869
+    assert default._weight_names() == model.names()
 
 
 def test_a_single_series_has_no_static_group_variables():
