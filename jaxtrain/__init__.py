@@ -3,10 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxtrain import xla_faults
+
 if TYPE_CHECKING:
     from jaxtrain.engine.run import Run
 
 __version__ = "0.1.0"
+xla_faults.avoid()
 
 
 def load(workdir: str | Path) -> "Run":
