@@ -13,6 +13,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -39,6 +40,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--steps", type=int, default=40, help="optimizer steps of each measured pass")
     parser.add_argument("--infer", action="store_true", help="time the forward pass too (of networks that are called with a batch)")
     parser.add_argument("--peers", metavar="PYTHON", help="an interpreter that has the peers' packages")
+    parser.add_argument("--peer-options", default="", metavar="TEXT", help='for the peer script, e.g. "--program step --threads 1"')
     parser.add_argument("--output", type=Path, default=Path("benchmark.json"), help="where the rows go, as JSON")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     arguments, overrides = cli.parse(parser, argv)
@@ -56,7 +58,8 @@ def main(argv: list[str]) -> int:
         changes = {"train.precision": precision, "train.placement": placement, "train.steps_per_call": str(call)}
         rows.append(child(arguments, {**overrides, **changes}))
         print(f"{precision}, {placement}, {call} per call: {rows[-1]['samples_per_second']:,.1f} samples/s", file=sys.stderr)
-    peers = benchmark_peers.run(arguments.peers, values, max(3, min(arguments.steps, 10))) if arguments.peers else []
+    steps, more = max(3, min(arguments.steps, 10)), shlex.split(arguments.peer_options)
+    peers = benchmark_peers.run(arguments.peers, values, steps, more) if arguments.peers else []
     result = {"command": " ".join(["python", "scripts/benchmark.py", *argv]), "machine": machine(), "rows": rows, "peers": peers}
     text = render(result)
     print(text)

@@ -41,8 +41,8 @@ def check(python: str, task: str, precisions: Sequence[str]) -> None:
         raise UserError(f"--precisions {' '.join(precisions)}: peers compute in float32; add float32 to compare with them")
 
 
-def run(python: str, values: Values, steps: int) -> list[dict[str, Any]]:
-    """The measurements of the task's peer over `steps` steps."""
+def run(python: str, values: Values, steps: int, more: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The measurements of the task's peer over `steps` steps; `more` options come last and win."""
     from jaxtrain.engine import config as configs
     from jaxtrain.engine.run import make_task
 
@@ -53,7 +53,7 @@ def run(python: str, values: Values, steps: int) -> list[dict[str, Any]]:
         words = [str(Path(__file__).parent / "peers" / peer.script)]
         for name, value in options.items():
             words += [f"--{name}", *map(str, value if isinstance(value, list | tuple) else [value])]
-        done = subprocess.run([python, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run([python, *words, *more], capture_output=True, text=True, check=False)
     if done.returncode:
         raise UserError(f"--peers: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f'exit code {done.returncode}'}")
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

@@ -70,8 +70,8 @@ def a_peer(peers, monkeypatch, tmp_path: Path, task: str, source: str) -> None:
 def test_options_reach_the_peer_and_its_lines_come_back(peers, monkeypatch, tmp_path, tides):
     source = "import json, sys\nprint('a remark')\nprint(json.dumps({'words': sys.argv[1:]}))\nprint(json.dumps({'n': 2}))\n"
     a_peer(peers, monkeypatch, tmp_path, tides["task"], source)
-    words = ["--bench", "--levels", "0.1", "0.5", "--batch", "8", "--steps", "3"]
-    assert peers.run(sys.executable, tides, 3) == [{"words": words}, {"n": 2}]
+    words = ["--bench", "--levels", "0.1", "0.5", "--batch", "8", "--steps", "3", "--steps", "4"]
+    assert peers.run(sys.executable, tides, 3, ["--steps", "4"]) == [{"words": words}, {"n": 2}]
 
 
 def test_a_failing_peer_is_one_line(peers, monkeypatch, tmp_path, tides):
