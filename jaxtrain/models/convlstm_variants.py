@@ -98,8 +98,7 @@ class Baseline(nnx.Module):
         state = self.between[1](h[-1], rngs)
         of_state, of_plan = self.decoder.kernels(self.hidden, self.sizes.terminal)
         plan = plan_rows(inputs["planned"], self.decoder.folded).astype(self.dtype)
-        once = convolve(state, of_state) + self.decoder.gate_bias()
-        h, _ = self.decoder(once + convolve_uniform(plan, of_plan, self.sizes.stations))
+        h, _ = self.decoder(convolve_uniform(plan, of_plan, self.sizes.stations), convolve(state, of_state))
         h = self.between[2](h, rngs)
         return self.emit(unfold(h, self.sizes.directions))[..., 0]
 
@@ -148,24 +147,23 @@ class Seq2seq(nnx.Module):
         s, (first, second) = self.sizes, self.encoder
         fields = rows_of(inputs["fields"], first.folded).astype(self.dtype)
         of_fields, of_place = first.kernels(s.channels, self.place_width)
-        h, start = first(convolve(fields, of_fields) + self._placed(of_place, first))
+        h, start = first(convolve(fields, of_fields), self._placed(of_place, first))
         h, start_second = second(second.project(self.between[0](h, rngs)))
         first, second = self.decoder
         of_plan, of_base, of_place = first.kernels(s.terminal, 1, self.place_width)
         plan = plan_rows(inputs["planned"], first.folded).astype(self.dtype)
         known = rows_of(base.transpose(1, 0, 3, 2)[..., None], first.folded).astype(self.dtype)
-        gates = convolve(known, of_base) + convolve_uniform(plan, of_plan, s.stations) + self._placed(of_place, first)
-        low, _ = first(gates, start)
-        high, _ = second(second.project(self.between[1](low, rngs)), start_second)
+        gates = convolve(known, of_base) + convolve_uniform(plan, of_plan, s.stations)
+        low, _ = first(gates, self._placed(of_place, first), start)
+        high, _ = second(second.project(self.between[1](low, rngs)), state=start_second)
         both = jnp.concatenate([unfold(low, s.directions), unfold(high, s.directions)], axis=-1)
         return self.emit(both)[..., 0]
 
-    def _placed(self, kernel: jax.Array, cell: ConvLSTM) -> jax.Array:
-        """The part of the gates that no step and no example changes: bias, and the product of the place vectors."""
+    def _placed(self, kernel: jax.Array, cell: ConvLSTM) -> jax.Array | None:
+        """The product of the place vectors, which no step and no example changes."""
         if self.place is None:
-            return cell.gate_bias()
-        place = rows_of(self.place.vectors[...][None, None].astype(self.dtype), cell.folded)
-        return convolve(place, kernel) + cell.gate_bias()
+            return None
+        return convolve(rows_of(self.place.vectors[...][None, None].astype(self.dtype), cell.folded)[0], kernel)
 
 
 class Place(nnx.Module):

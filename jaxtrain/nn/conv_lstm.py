@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 CLIP = 20.0  # of a relu cell's state: unclipped it grows without bound
@@ -85,10 +86,10 @@ def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def convolve_uniform(x: jax.Array, kernel: jax.Array, stations: int) -> jax.Array:
     """`convolve` of (..., X) that is the same at every station -> (..., S, Y): only the ends differ, by the taps that fall off."""
     kh, width, outputs = kernel.shape
-    inside = jnp.abs(jnp.arange(stations)[:, None] - jnp.arange(stations)) <= kh // 2
-    taps = jnp.arange(stations)[None] - jnp.arange(stations)[:, None] + kh // 2  # of neighbour (second) for station (first)
-    sums = jnp.where(inside[..., None, None], kernel[jnp.clip(taps, 0, kh - 1)], 0).sum(1)  # (S, X, Y)
-    flat = x.reshape(-1, width) @ sums.transpose(1, 0, 2).reshape(width, stations * outputs)
+    heard = np.arange(stations)[:, None] + np.arange(kh) - kh // 2
+    taps = ((heard >= 0) & (heard < stations)).astype(np.float32)  # (S, kh)
+    sums = (jnp.asarray(taps, kernel.dtype) @ kernel.reshape(kh, -1)).reshape(stations, width, outputs).swapaxes(0, 1)
+    flat = x.reshape(-1, width) @ sums.reshape(width, stations * outputs)
     return flat.reshape(*x.shape[:-1], stations, outputs)
 
 
@@ -134,79 +135,119 @@ class ConvLSTM(nnx.Module):
         return jnp.tile(bias.reshape(4, 1, -1), (1, self.directions, 1)).reshape(-1) if self.folded else bias
 
     def project(self, x: jax.Array) -> jax.Array:
-        """x (..., E, S, X) of all channels -> gates (..., E, S, 4 Y): input product and bias."""
-        return convolve(x, self.kernels(self.channels)[0]) + self.gate_bias()
+        """x (..., E, S, X) of all channels -> their product, gates (..., E, S, 4 Y)."""
+        return convolve(x, self.kernels(self.channels)[0])
 
-    def __call__(self, x_gates: jax.Array, state: State | None = None) -> tuple[jax.Array, State]:
-        """x_gates (T, B, E, S, 4 Y), input products and bias of every step -> h of every step (T, B, E, S, Y), last state.
+    def __call__(self, x_gates: jax.Array, constant: jax.Array | None = None, state: State | None = None) -> tuple[jax.Array, State]:
+        """x_gates (T, B, E, S, 4 Y), the input products of every step -> h of every step (T, B, E, S, Y), last state.
 
-        state: None starts from zeros.
+        constant (B or 1, E, S, 4 Y): products of inputs that no step changes; the bias comes on top. state: None starts from zeros.
         """
+        bias = self.gate_bias()
+        constant = bias if constant is None else constant.astype(self.dtype) + bias
         recurrent = fold_kernel(self.recurrent["kernel"][...].astype(self.dtype), self.directions)
         if state is None:
             zeros = jnp.zeros((*x_gates.shape[1:-1], x_gates.shape[-1] // 4), jnp.float32)
             state = zeros, zeros
         scan = partial(conv_lstm, activation=self.activation, unroll=self.unroll)
         scan = jax.checkpoint(scan) if self.remat else scan
-        return scan(recurrent, x_gates.astype(self.dtype), state)
+        return scan(recurrent, x_gates.astype(self.dtype), constant, state)
 
 
 def conv_lstm(
-    recurrent: jax.Array, x_gates: jax.Array, state: State, *, activation: str = "tanh", unroll: int = 1
+    recurrent: jax.Array, x_gates: jax.Array, constant: jax.Array, state: State, *, activation: str = "tanh", unroll: int = 1
 ) -> tuple[jax.Array, State]:
-    """recurrent (kh, Y, 4 Y), x_gates (T, ..., S, 4 Y) of its type, state h and c (..., S, Y) float32 -> (T, ..., S, Y), last state."""
-    return _scan(x_gates, recurrent, *state, activation, unroll)
+    """h of every step (T, ..., S, Y) and the last state.
+
+    recurrent (kh, Y, 4 Y); x_gates (T, ..., S, 4 Y) and constant, whatever broadcasts to one step of it, are added to the product of
+    h; state h, c (..., S, Y) float32.
+    """
+    return _scan(x_gates, constant, recurrent, *state, activation, unroll)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _scan(x_gates: jax.Array, kernel: jax.Array, h: jax.Array, c: jax.Array, activation: str, unroll: int) -> tuple[jax.Array, State]:
-    return _forward(x_gates, kernel, h, c, activation, unroll)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _scan(
+    x_gates: jax.Array, constant: jax.Array, kernel: jax.Array, h: jax.Array, c: jax.Array, activation: str, unroll: int
+) -> tuple[jax.Array, State]:
+    def step(state: State, now: jax.Array) -> tuple[State, jax.Array]:
+        _, c, h = _cell(now, constant, kernel, *state, activation)
+        return (h, c), h.astype(kernel.dtype)
+
+    last, hs = jax.lax.scan(step, (h, c), x_gates, unroll=unroll)
+    return hs, last
 
 
-def _forward(x_gates, kernel, h, c, activation, unroll):  # type: ignore[no-untyped-def]
-    dtype = kernel.dtype
+def _cell(
+    now: jax.Array, constant: jax.Array, kernel: jax.Array, h: jax.Array, c: jax.Array, activation: str
+) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+    """One step: gates i, f, g, o after their activations, new c and h."""
+    z = convolve(h.astype(kernel.dtype), kernel).astype(jnp.float32) + now.astype(jnp.float32) + constant.astype(jnp.float32)
+    i, f, g, o = jnp.split(z, 4, axis=-1)
+    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), _act(g, activation), jax.nn.sigmoid(o)
+    c = f * c + i * g
+    c = jnp.clip(c, -CLIP, CLIP) if activation == "relu" else c
+    return [i, f, g, o], c, o * _act(c, activation)
 
-    def step(state: State, now: jax.Array) -> Any:
-        h, c = state
-        z = (convolve(h.astype(dtype), kernel) + now).astype(jnp.float32)
-        i, f, g, o = jnp.split(z, 4, axis=-1)
-        i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), _act(g, activation), jax.nn.sigmoid(o)
-        c = f * c + i * g
-        c = jnp.clip(c, -CLIP, CLIP) if activation == "relu" else c
-        h = o * _act(c, activation)
-        return (h, c), (h.astype(dtype), c, jnp.concatenate([i, f, g, o], axis=-1).astype(dtype))
 
-    last, (hs, cs, gates) = jax.lax.scan(step, (h, c), x_gates, unroll=unroll)
-    return (hs, last), (kernel, h, c, hs, cs, gates)
+def _forward(x_gates, constant, kernel, h, c, activation, unroll):  # type: ignore[no-untyped-def]
+    # The gates' activations take the place of their inputs, step by step: one buffer less to fill, and to hold.
+    def step(carry: Any, t: jax.Array) -> tuple[Any, None]:
+        h, c, gates, hs, cs = carry
+        parts, c, h = _cell(_at(gates, t), constant, kernel, h, c, activation)
+        gates = _put(gates, jnp.concatenate(parts, axis=-1), t)
+        return (h, c, gates, _put(hs, h, t + 1), _put(cs, c, t + 1)), None
+
+    steps = len(x_gates)
+    hs = jnp.zeros((steps + 1, *h.shape), kernel.dtype).at[0].set(h.astype(kernel.dtype))
+    cs = jnp.zeros((steps + 1, *c.shape), jnp.float32).at[0].set(c)
+    (h, c, gates, hs, cs), _ = jax.lax.scan(step, (h, c, x_gates, hs, cs), jnp.arange(steps), unroll=unroll)
+    return (hs[1:], (h, c)), (constant, kernel, gates, hs, cs)
 
 
 def _backward(activation, unroll, saved, cotangents):  # type: ignore[no-untyped-def]
-    kernel, h0, c0, hs, cs, gates = saved
+    constant, kernel, gates, hs, cs = saved
     d_hs, (d_h, d_c) = cotangents
     kh, width, outputs = kernel.shape
     flat_kernel = kernel.reshape(kh * width, outputs)
-    before = jnp.concatenate([c0[None], cs[:-1]])
 
-    def step(carry: State, now: Any) -> Any:
+    def step(carry: State, t: jax.Array) -> tuple[State, jax.Array]:
         d_h, d_c = carry
-        d_new, c, c_before, gate = now
-        d_h = d_h + d_new.astype(jnp.float32)
-        i, f, g, o = jnp.split(gate.astype(jnp.float32), 4, axis=-1)
+        d_h = d_h + _at(d_hs, t).astype(jnp.float32)
+        i, f, g, o = jnp.split(_at(gates, t).astype(jnp.float32), 4, axis=-1)
+        c = _at(cs, t + 1)
         a = _act(c, activation)
         d_c = d_c + d_h * o * _slope(a, activation)
         d_c = jnp.where(jnp.abs(c) < CLIP, d_c, 0) if activation == "relu" else d_c
-        d_z = [d_c * g * i * (1 - i), d_c * c_before * f * (1 - f), d_c * i * _slope(g, activation), d_h * a * o * (1 - o)]
+        d_h, d_c, a = jax.lax.optimization_barrier((d_h, d_c, a))  # once, not in each of the four below
+        d_z = [d_c * g * i * (1 - i), d_c * _at(cs, t) * f * (1 - f), d_c * i * _slope(g, activation), d_h * a * o * (1 - o)]
         d_z = jnp.concatenate(d_z, axis=-1).astype(kernel.dtype)
         pulled = d_z.reshape(-1, outputs) @ flat_kernel.T
-        return (gathered(pulled.reshape(*d_z.shape[:-1], -1), kh).astype(jnp.float32), d_c * f), d_z
+        d_h = gathered(pulled.reshape(*d_z.shape[:-1], -1), kh).astype(jnp.float32)
+        return (d_h, d_c * f), d_z
 
-    (d_h, d_c), d_z = jax.lax.scan(step, (d_h, d_c), (d_hs, cs, before, gates), reverse=True, unroll=unroll)
-    heard = shifted(jnp.concatenate([h0[None].astype(hs.dtype), hs[:-1]]), kh)
-    d_kernel = heard.reshape(-1, kh * width).T @ d_z.reshape(-1, outputs)
-    return d_z, d_kernel.reshape(kernel.shape), d_h, d_c
+    (d_h, d_c), d_z = jax.lax.scan(step, (d_h, d_c), jnp.arange(len(gates)), reverse=True, unroll=unroll)
+    heard = shifted(hs[:-1], kh).reshape(-1, kh * width)
+    d_kernel = heard.T @ d_z.reshape(-1, outputs)
+    return d_z, _summed(d_z, constant), d_kernel.reshape(kernel.shape), d_h, d_c
+
+
+def _summed(x: jax.Array, like: jax.Array) -> jax.Array:
+    """The gradient of `like`, which was broadcast to x (T, ...)."""
+    missing = x.ndim - like.ndim
+    repeated = [missing + i for i, size in enumerate(like.shape) if size == 1 and x.shape[missing + i] > 1]
+    total = x.sum((*range(missing), *repeated), dtype=jnp.float32)
+    return total.reshape(like.shape).astype(like.dtype)
 
 
 _scan.defvjp(_forward, _backward)
+
+
+def _at(x: jax.Array, t: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(x, t, keepdims=False)
+
+
+def _put(x: jax.Array, value: jax.Array, t: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), t, 0)
 
 
 def _act(x: jax.Array, activation: str) -> jax.Array:
