@@ -20,9 +20,9 @@ from jaxtrain.engine import metrics
 from jaxtrain.engine.config import nearest, section
 from jaxtrain.errors import UserError
 from jaxtrain.models import convlstm as network
-from jaxtrain.models import convlstm_naive as reference
 from jaxtrain.models.convlstm_readout import copy_weights
 from jaxtrain.tasks import convlstm_inputs as door
+from jaxtrain.tasks import convlstm_naive as reference
 from jaxtrain.tasks import convlstm_scores as scores
 from jaxtrain.tasks import convlstm_serving as serving
 from jaxtrain.tasks import task as contract
@@ -172,11 +172,8 @@ class Task(contract.Task):
         if score.rollout_minutes:
             longer = headway.splits(replace(data, horizon=max(score.rollout_minutes) // data.step_minutes)).test
             more["rollout"] = Dataset(found.test.arrays, longer.index, longer.gather)
-        found = replace(found, more=more, notes=(*found.notes, self._target_note()))
-        if not self.config.loss.auxiliary:
-            return found
-        parts = {name: door.with_other(part, data) for name, part in found.named().items()}
-        return replace(found, **{name: parts.pop(name) for name in ("train", "valid", "test")}, more=parts)
+        train = door.with_other(found.train, data) if self.config.loss.auxiliary else found.train  # the loss alone needs it
+        return replace(found, train=train, more=more, notes=(*found.notes, self._target_note()))
 
     def _target_note(self) -> str:
         targets, cap = self.config.targets, self.config.data.cap_minutes
@@ -241,13 +238,15 @@ class Task(contract.Task):
             weight = counted * batch["mask"][:, None, None, None]
             return metrics.total(values, weight) / jnp.maximum(weight.sum(), 1.0), weight.sum()
 
-        def target(name: str) -> jax.Array:
-            return jnp.where(jnp.asarray(batch[f"{name}_known"], bool), batch[name], 0.0).astype(jnp.float32) / cap
+        def truth(values: Any, known: Any) -> jax.Array:
+            return jnp.where(jnp.asarray(known, bool), values, 0.0).astype(jnp.float32) / cap
 
-        objective, weight = average(self._losses(found, target("target")), batch["target_known"])
+        y = truth(batch["target"], batch["target_known"])
+        objective, weight = average(self._losses(found, y), batch["target_known"])
         logs = {kind: objective, "weight": weight}
         if "other" in found:
-            logs["auxiliary"] = average((found["other"] - target("other")) ** 2, batch["other_known"])[0]
+            known = batch["other_known"]
+            logs["auxiliary"] = average((found["other"] - truth(batch["other_target"], known)) ** 2, known)[0]
             objective = objective + self.config.loss.auxiliary * logs["auxiliary"]
         return objective, logs
 
@@ -284,34 +283,8 @@ class Task(contract.Task):
         return forecast
 
     def naive(self, batch: Batch) -> dict[str, Forecast]:
-        """mean and clock (training means by place, and by day type, hour and place), hold (newest known value), advected and
-        advected_planned (`models.convlstm_naive`); of ages dead_reckoning without and with the plan in their place."""
-        data, shape = self.config.data, batch["target"].shape
-        mean, clock = self._constant("mean"), self._constant("clock_mean")
-        hour = (batch["when"][:, 1, None] + data.step_minutes * np.arange(shape[1])) // 60 % clock.shape[1]
-        found = {"mean": jnp.broadcast_to(mean, shape), "clock": clock[batch["when"][:, 0, None], hour], "hold": self._held(batch)}
-        for name, planned in (("advected", False), ("advected_planned", True)):
-            found[name if data.target == "headway" else name.replace("advected", "dead_reckoning")] = self._advected(batch, planned)
-        return {name: {"value": jnp.clip(value, 0, data.cap_minutes)} for name, value in found.items()}
-
-    def _history(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        target = self.config.data.target
-        return jnp.asarray(batch[target], jnp.float32), jnp.asarray(batch[f"{target}_known"], bool)
-
-    def _held(self, batch: Batch) -> jax.Array:
-        return reference.hold(*self._history(batch), self._constant("place_mean"), batch["planned"].shape[1])
-
-    def _advected(self, batch: Batch, planned: bool) -> jax.Array:
-        step, travel, place = self.config.data.step_minutes, self.statistics["travel_minutes"], self._constant("place_mean")
-        history, plan = self._history(batch), (jnp.asarray(batch["planned"]), jnp.asarray(batch["planned_known"], bool))
-        if self.config.data.target == "age":
-            return reference.dead_reckoning(*history, *plan, place, travel, step, use_plan=planned)
-        if planned:
-            return reference.advected_planned(*history, *plan, place, travel, step)
-        return reference.advected(*history, place, travel, plan[0].shape[1], step)
-
-    def _constant(self, name: str) -> jax.Array:
-        return jnp.asarray(self.statistics[name], jnp.float32)
+        """mean, clock, hold, advected and advected_planned, of ages dead_reckoning and dead_reckoning_planned: see `convlstm_naive`."""
+        return {name: {"value": value} for name, value in reference.forecasts(self.config.data, self.statistics, batch).items()}
 
     def predict(self, model: nnx.Module, batch: Batch, weights: bool = False) -> Forecast:
         """value, advected (with the plan; of ages dead reckoning) (B, F, S, D) minutes; lower, upper of an 80 % interval where the head
@@ -322,10 +295,9 @@ class Task(contract.Task):
         weights: adds copy_weights (B, F, S, D, J + 2), where a copying readout looks: 0..J stations upstream, then the plan.
         """
         assert isinstance(model, network.Network)
-        data, travel = self.config.data, self.statistics["travel_minutes"]
-        found = self._forecast(model, batch)
-        found["advected"] = jnp.clip(self._advected(batch, True), 0, data.cap_minutes)
-        found |= serving.evidence(data, travel, batch)
+        data, known = self.config.data, self.statistics
+        found = {**self._forecast(model, batch), "advected": reference.advected(data, known, batch, planned=True)}
+        found |= serving.evidence(data, known["travel_minutes"], batch)
         if "own_planned" in batch:
             own = {**batch, "planned": batch["own_planned"], "planned_known": batch["own_planned_known"]}
             found["own_plan"] = self._forecast(model, own)["value"]
@@ -352,7 +324,8 @@ class Task(contract.Task):
 
     def score_forecast(self, forecast: Forecast, batch: Batch) -> Sums:
         """The sums that a forecast allows: value (B, F, S, D); optionally lower, upper, quantiles, draws."""
-        return scores.forecast_sums(self._layout(), forecast, batch, self._held(batch), self._constant("mean"))
+        held = reference.hold(self.config.data, self.statistics, batch)
+        return scores.forecast_sums(self._layout(), forecast, batch, held, self.statistics["mean"])
 
     def _layout(self) -> scores.Layout:
         data, score, targets = self.config.data, self.config.score, self.config.targets
@@ -385,5 +358,5 @@ class Task(contract.Task):
         return convlstm_figures.draw(self.config.data, self._layout(), self.statistics, predict, dataset, sums)
 
     def adapt(self, params: dict[str, Any], statistics: Statistics) -> dict[str, Any]:
-        """Place vectors move by the names of station and direction; see `convlstm_inputs.moved_places`."""
+        """The place vectors move by the names of station and direction."""
         return door.moved_places(params, statistics, self.statistics)

@@ -154,7 +154,7 @@ def array_shapes(data: DataConfig, size: Sizes, windows: int) -> dict[str, tuple
 
 def moved_places(params: dict[str, Any], other: Statistics, own: Statistics) -> dict[str, Any]:
     """Weights of a run with the statistics `other` for a line with the statistics `own`: the place vectors, (S, D, width), move by
-    the names of station and direction. Of a place that the other run did not know they are the mean of its direction's."""
+    the names of station and direction. A place that the other run did not know starts at the mean of all."""
     known = {(str(d), str(station)): (s, k) for k, d in enumerate(other["directions"]) for s, station in enumerate(other["stations"][k])}
     found = dict(params)
     for path in [path for path in params if path.endswith(PLACE)]:
