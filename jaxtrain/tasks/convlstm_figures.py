@@ -67,7 +67,7 @@ def maps(data: DataConfig, statistics: Statistics, shown: Mapping[str, np.ndarra
     }
     directions, stations = statistics["stations"].shape
     figure, axes = _axes(13, 1.2 + directions * (1.2 + 0.055 * max(stations, 24)), directions, len(later), sharex=True)
-    colors = colormaps["cividis_r"].with_extremes(bad=UNKNOWN)
+    colors = colormaps["viridis_r"].with_extremes(bad=UNKNOWN)
     span = (-data.lookback * data.step_minutes, data.horizon * data.step_minutes)
     image = None
     for d in range(directions):
@@ -115,7 +115,7 @@ def _style(name: str) -> dict[str, Any]:
 
 def error_by_minute(data: DataConfig, layout: Layout, sums: Sums) -> Any:
     """RMSE of every forecaster over the minutes ahead, the bands of earlier runs, and whether the lines to pass were passed."""
-    figure, axes = _axes(8, 4.8)
+    figure, axes = _axes(9, 4.8)
     axis = axes[0, 0]
     for name in _ordered(sums):
         rmse = place_rmse({kind: value.sum(1) for kind, value in grouped(sums[name], "minute").items()})
@@ -131,14 +131,21 @@ def error_by_minute(data: DataConfig, layout: Layout, sums: Sums) -> Any:
     axis.set_xlabel("minutes ahead")
     axis.set_ylabel("RMSE, s")
     axis.set_ylim(bottom=0)
-    axis.legend(fontsize=8, framealpha=0.85)
+    _whole_minutes(axis)
+    axis.legend(fontsize=8, framealpha=0.85, loc="center left", bbox_to_anchor=(1.05, 0.5))
     return figure
+
+
+def _whole_minutes(axis: Any) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def error_by_station(layout: Layout, sums: Sums) -> Any:
     """RMSE of every forecaster by station, one panel per direction, in grid order."""
     count = len(layout.directions)
-    figure, axes = _axes(9, 1.2 + 2.6 * count, count, 1)
+    figure, axes = _axes(11, 1.2 + 2.6 * count, count, 1)
     for d, axis in enumerate(axes[:, 0]):
         for name in _ordered(sums):
             axis.plot(place_rmse(grouped(sums[name], "station"))[:, d], marker=".", markersize=4, **_style(name))
@@ -148,7 +155,7 @@ def error_by_station(layout: Layout, sums: Sums) -> Any:
         axis.set_title(layout.directions[d], loc="left", fontsize=10)
         axis.set_ylabel("RMSE, s")
         axis.set_ylim(bottom=0)
-    axes[0, 0].legend(fontsize=8, framealpha=0.85, ncols=3)
+    axes[0, 0].legend(fontsize=8, framealpha=0.85, loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
@@ -161,7 +168,7 @@ def density(data: DataConfig, shown: Mapping[str, np.ndarray]) -> Any:
     axis, end = axes[0, 0], SECONDS * data.cap_minutes
     edges = np.linspace(0, end, 61)
     counts, _, _ = np.histogram2d(SECONDS * shown["target"][known], SECONDS * shown["value"][known], bins=(edges, edges))
-    mesh = axis.pcolormesh(edges, edges, np.ma.masked_equal(counts.T, 0), cmap="cividis", norm=LogNorm(vmin=1, vmax=max(counts.max(), 2)))
+    mesh = axis.pcolormesh(edges, edges, np.ma.masked_equal(counts.T, 0), cmap="viridis", norm=LogNorm(vmin=1, vmax=max(counts.max(), 2)))
     axis.plot([0, end], [0, end], color=INK, linewidth=0.8, linestyle=":")
     axis.set_xlabel(f"observed {data.target}, s")
     axis.set_ylabel("forecast, s")
@@ -181,10 +188,11 @@ def coverage(data: DataConfig, layout: Layout, sums: Sums) -> Any:
     axes[0, 0].set_ylabel(f"truths in the {layout.interval} % interval, %")
     axes[0, 0].legend(fontsize=8)
     axes[0, 1].plot(minutes, SECONDS * kinds["width"] / n, marker="o", markersize=3, **_style("model"))
-    axes[0, 1].set_ylim(bottom=0)
+    axes[0, 1].set_ylim(0, 1.15 * max(1.0, float((SECONDS * kinds["width"] / n).max())))
     axes[0, 1].set_ylabel("width, s")
     for axis in axes[0]:
         axis.set_xlabel("minutes ahead")
+        _whole_minutes(axis)
     return figure
 
 
@@ -234,7 +242,7 @@ def copied(data: DataConfig, layout: Layout, shown: Mapping[str, np.ndarray]) ->
     for d, axis in enumerate(axes[0]):
         mean = weights[:, :, :, d].mean((0, 2))  # (F, J + 2)
         ends = (0.5 * data.step_minutes, (len(mean) + 0.5) * data.step_minutes)
-        image = axis.imshow(mean, cmap="cividis", vmin=0, vmax=1, aspect="auto", origin="lower", extent=(-0.5, len(labels) - 0.5, *ends))
+        image = axis.imshow(mean, cmap="viridis", vmin=0, vmax=1, aspect="auto", origin="lower", extent=(-0.5, len(labels) - 0.5, *ends))
         axis.set_xticks(range(len(labels)), labels, fontsize=8)
         axis.grid(False)
         axis.set_xlabel("stations upstream")

@@ -55,15 +55,28 @@ def model_inputs(data: DataConfig, statistics: Statistics, batch: Batch) -> dict
         clock = jnp.asarray(batch["clock"], jnp.float32)[:, :, None, None]
         fields = jnp.concatenate([fields, jnp.broadcast_to(clock, (*fields.shape[:-1], clock.shape[-1]))], axis=-1)
     planned_known = jnp.asarray(batch["planned_known"], bool)
-    target_known = jnp.asarray(batch[f"{data.target}_known"], bool)
+    history, target_known = dated(data, batch)
     return {
         "fields": fields,
-        "target_history": jnp.where(target_known, batch[data.target], 0.0).astype(jnp.float32) / cap,
+        "target_history": history / cap,
         "target_known": target_known,
         "planned": jnp.where(planned_known, batch["planned"], 0.0).astype(jnp.float32) / cap,
         "planned_known": planned_known,
         "fallback": jnp.asarray(statistics["place_mean"], jnp.float32) / cap,
     }
+
+
+def dated(data: DataConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    """The target field's past (B, L, S, D) minutes, 0 where unknown, and where it tells of a train.
+
+    An age at the cap says no more than "at least so old": the newest age below it, and the rows since then, date that train exactly.
+    """
+    known = jnp.asarray(batch[f"{data.target}_known"], bool)
+    history = jnp.where(known, batch[data.target], 0.0).astype(jnp.float32)
+    if data.target == "age":
+        known = known & (history < data.cap_minutes)
+        history = jnp.where(known, history, 0.0)
+    return history, known
 
 
 def outputs(data: DataConfig, statistics: Statistics, call: Callable[[Any], dict[str, jax.Array]], batch: Batch) -> dict[str, jax.Array]:

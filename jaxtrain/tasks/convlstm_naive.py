@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtrain.data.dataset import Batch, Statistics
 from jaxtrain.data.headway_config import DataConfig
 from jaxtrain.models import convlstm_naive as reference
+from jaxtrain.tasks.convlstm_inputs import dated
 
 
 def forecasts(data: DataConfig, statistics: Statistics, batch: Batch) -> dict[str, jax.Array]:
@@ -34,12 +35,13 @@ def forecasts(data: DataConfig, statistics: Statistics, batch: Batch) -> dict[st
 
 def hold(data: DataConfig, statistics: Statistics, batch: Batch) -> jax.Array:
     """(B, F, S, D) the newest known value of every place, its training mean where there is none."""
-    return reference.hold(*_history(data, batch), jnp.asarray(statistics["place_mean"]), batch["planned"].shape[1])
+    history, known = jnp.asarray(batch[data.target], jnp.float32), jnp.asarray(batch[f"{data.target}_known"], bool)
+    return reference.hold(history, known, jnp.asarray(statistics["place_mean"]), batch["planned"].shape[1])
 
 
 def advected(data: DataConfig, statistics: Statistics, batch: Batch, *, planned: bool) -> jax.Array:
     """(B, F, S, D) values that move with the trains; of ages where the trains will be. planned: trains to come follow the plan."""
-    history, place, travel = _history(data, batch), jnp.asarray(statistics["place_mean"]), statistics["travel_minutes"]
+    history, place, travel = dated(data, batch), jnp.asarray(statistics["place_mean"]), statistics["travel_minutes"]
     plan, step = (jnp.asarray(batch["planned"]), jnp.asarray(batch["planned_known"], bool)), data.step_minutes
     if data.target == "age":
         found = reference.dead_reckoning(*history, *plan, place, travel, step, use_plan=planned)
@@ -48,7 +50,3 @@ def advected(data: DataConfig, statistics: Statistics, batch: Batch, *, planned:
     else:
         found = reference.advected(*history, place, travel, plan[0].shape[1], step)
     return jnp.clip(found, 0, data.cap_minutes)
-
-
-def _history(data: DataConfig, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    return jnp.asarray(batch[data.target], jnp.float32), jnp.asarray(batch[f"{data.target}_known"], bool)
