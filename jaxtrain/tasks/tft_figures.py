@@ -94,6 +94,12 @@ def _panels(count: int, width: float, height: float, **options: Any) -> tuple[An
     return figure, list(axes.ravel()[:count])
 
 
+def _legend_below(figure: Any, axes: Any) -> None:
+    """One legend for all axes, where it hides nothing."""
+    drawn = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=len(drawn), fontsize=8, frameon=False)
+
+
 def _ordered(sums: Sums) -> list[str]:
     return sorted(sums, key=lambda name: list(COLORS).index(name) if name in COLORS else len(COLORS))
 
@@ -140,8 +146,7 @@ def forecasts(data: DataConfig, layout: Layout, statistics: Statistics, groups: 
         axis.set_ylabel(target)
     for axis in axes[-1]:
         axis.set_xlabel("hours from the forecast")
-    drawn = {label: handle for axis in axes.ravel() for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=len(drawn), fontsize=8, frameon=False)
+    _legend_below(figure, axes.ravel())
     figure.suptitle("Forecasts for the best, the median and the worst group of each target", fontsize=12)
     return figure
 
@@ -177,7 +182,7 @@ def qrisk_by_step(data: DataConfig, layout: Layout, sums: Sums) -> Any:
         axis.set_ylim(bottom=0)
         axis.set_xlabel("hours ahead")
         axis.set_ylabel("P50 q-risk")
-    axes[0].legend(fontsize=7, framealpha=0.85)
+    _legend_below(figure, axes)
     return figure
 
 
@@ -225,6 +230,7 @@ def attention(data: DataConfig, explained: Mapping[str, np.ndarray]) -> Any:
     figure, axes = _axes(8, 3.8)
     axis = axes[0, 0]
     weights = np.asarray(explained["attention"], np.float64).mean(0)  # (tau, T)
+    weights = np.where(weights > 0, weights, np.nan)  # a step does not look at later ones
     hours = np.arange(-data.context_steps, data.horizon_steps) * data.step_seconds / 3600
     for i, step in enumerate(attention_steps(data.horizon_steps)):
         axis.plot(hours, weights[step - 1], color=f"C{i}", linewidth=1.2, label=f"{step * data.step_seconds / 3600:.3g} h ahead")
@@ -263,7 +269,7 @@ def qrisk_by_place(layout: Layout, statistics: Statistics, data: DataConfig, sum
         axis.set_xlabel(title)
         axis.set_ylabel("P50 q-risk, mean of targets")
         axis.set_ylim(bottom=0)
-    axes[0].legend(fontsize=7, framealpha=0.85, ncols=2)
+    _legend_below(figure, axes)
     return figure
 
 
