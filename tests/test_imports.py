@@ -10,7 +10,7 @@ import pytest
 from sixth_problem import ROOT, SIXTH
 
 from jaxtrain.engine.config import ENGINE_SECTIONS
-from jaxtrain.tasks import stmgt
+from jaxtrain.tasks import stmgt, tft
 
 COMMANDS = ("main", "validate", "evaluate", "predict")
 JAX = {"jax", "flax", "optax", "orbax", "grain"}
@@ -114,7 +114,7 @@ def _reads(node: ast.AST, skipped: str) -> Iterator[str]:
 
 
 def sections() -> list[type]:
-    classes = [*ENGINE_SECTIONS.values(), *stmgt.SECTIONS.values()]
+    classes = [*ENGINE_SECTIONS.values(), *stmgt.SECTIONS.values(), *tft.SECTIONS.values()]
     nested = [f.type for cls in classes for f in dataclasses.fields(cls) if dataclasses.is_dataclass(f.type)]
     return [*classes, *(cls for cls in nested if isinstance(cls, type))]
 
