@@ -1,7 +1,7 @@
 """The recurrent networks between the inputs and the readout: the users' two, and an encoder-decoder that keeps its state.
 
 A body takes the inputs of `models.convlstm.Network` and the base forecast (F, B, D, S), and emits (outputs, F, B, D, S) float32.
-Inside, sequences are rows (T, B, E, S, X) as in `nn.conv_lstm`.
+Inside, sequences are rows (T, B, ..., S, X) as in `nn.conv_lstm`.
 """
 
 from collections.abc import Mapping
@@ -32,13 +32,13 @@ class Between(nnx.Module):
         self.hidden = config.hidden
 
     def __call__(self, x: jax.Array, rngs: Source | None) -> jax.Array:
-        """x (T, B, E, S, X) or (B, E, S, X)."""
+        """x (T, B, ..., S, X)."""
         if self.norm is not None:
             x = self.norm(x.reshape(-1, self.hidden)).reshape(x.shape).astype(x.dtype)
         if self.dropout.deterministic or self.dropout.rate == 0:
             return x
-        kept = self.dropout(jnp.ones((x.shape[-4], x.shape[-1]), x.dtype), rngs=rngs)
-        return x * kept[:, None, None]
+        kept = self.dropout(jnp.ones((x.shape[1], x.shape[-1]), x.dtype), rngs=rngs)
+        return x * kept.reshape(len(kept), *(1 for _ in x.shape[2:-1]), -1)
 
 
 def _norm(config: Any, rngs: nnx.Rngs) -> nnx.BatchNorm | nnx.LayerNorm | None:
@@ -68,9 +68,9 @@ def values_of(fields: jax.Array, sizes: Any) -> jax.Array:
 
 
 def plan_rows(planned: jax.Array, folded: bool) -> jax.Array:
-    """planned (B, F, D, K) -> (F, B, E, X), the same at every station."""
+    """planned (B, F, D, K) -> (F, B, ..., X), the same at every station."""
     plan = planned.swapaxes(0, 1)
-    return plan.reshape(*plan.shape[:2], 1, -1) if folded else plan
+    return plan.reshape(*plan.shape[:2], -1) if folded else plan
 
 
 def _cell(config: Any, sizes: Any, inputs: int, dtype: Any, rngs: nnx.Rngs) -> ConvLSTM:
@@ -95,7 +95,7 @@ class Baseline(nnx.Module):
         h, _ = first(first.project(x))
         h = self.between[0](h, rngs)
         h, _ = second(second.project(h))
-        state = self.between[1](h[-1], rngs)
+        state = self.between[1](h[-1:], rngs)[0]
         of_state, of_plan = self.decoder.kernels(self.hidden, self.sizes.terminal)
         plan = plan_rows(inputs["planned"], self.decoder.folded).astype(self.dtype)
         h, _ = self.decoder(convolve_uniform(plan, of_plan, self.sizes.stations), convolve(state, of_state))
