@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 
 from jaxtrain.errors import UserError
-from jaxtrain.models.convlstm_parallel import Conv3d, OverCells, OverMinutes
+from jaxtrain.models.convlstm_parallel import REACH, STEPS, Conv3d, OverCells, OverMinutes
 from jaxtrain.models.convlstm_readout import Readout
 from jaxtrain.models.convlstm_variants import Baseline, Paper, Seq2seq
 from jaxtrain.nn.dropout import Source
@@ -135,3 +135,67 @@ class Network(nnx.Module):
         candidates = self.readout.candidates(inputs)
         raw = self.body(inputs, candidates.base, rngs)
         return self.readout(raw, candidates)
+
+
+def flops_per_window(config: Config, sizes: Sizes) -> float:
+    """Floating-point operations of one forward pass of one window; training is 3 x that. Products alone, a multiply-add as two.
+
+    Only useful ones: no zeros beyond the grid's two directions, an input that no step changes (state, place) once.
+    """
+    counts = {"baseline": _baseline_flops, "paper": _paper_flops, "seq2seq": _seq2seq_flops, "conv3d": _conv3d_flops}
+    outputs = Readout(config, sizes, np.zeros((sizes.directions, sizes.stations))).outputs
+    return 2.0 * counts.get(config.variant, _attention_flops)(config, sizes, outputs)
+
+
+def _per_channel(config: Config, sizes: Sizes) -> int:
+    """Multiply-adds of one step of a cell, of one input channel."""
+    reach = config.kernel[1] // 2
+    pairs = sum(abs(d - other) <= reach for d in range(sizes.directions) for other in range(sizes.directions))
+    return sizes.stations * config.kernel[0] * pairs * 4 * config.hidden
+
+
+def _encoder_flops(config: Config, sizes: Sizes, channels: int) -> int:
+    return _per_channel(config, sizes) * sizes.lookback * (channels + 3 * config.hidden)
+
+
+def _baseline_flops(config: Config, sizes: Sizes, outputs: int) -> int:
+    encoder = _encoder_flops(config, sizes, sizes.channels - sizes.fields)
+    decoder = _per_channel(config, sizes) * (config.hidden + sizes.horizon * (sizes.terminal + config.hidden))
+    return encoder + decoder + _cells(sizes) * sizes.horizon * config.hidden * outputs
+
+
+def _paper_flops(config: Config, sizes: Sizes, outputs: int) -> int:
+    features = _cells(sizes) * config.hidden + sizes.horizon * sizes.directions * sizes.terminal
+    return _encoder_flops(config, sizes, sizes.channels - sizes.fields) + features * sizes.horizon * _cells(sizes) * outputs
+
+
+def _seq2seq_flops(config: Config, sizes: Sizes, outputs: int) -> int:
+    place = 2 * _per_channel(config, sizes) * config.place
+    decoder = _per_channel(config, sizes) * sizes.horizon * (sizes.terminal + 1 + 3 * config.hidden)
+    emit = _cells(sizes) * sizes.horizon * 2 * config.hidden * outputs
+    return _encoder_flops(config, sizes, sizes.channels) + place + decoder + emit
+
+
+def _conv3d_flops(config: Config, sizes: Sizes, outputs: int) -> int:
+    hidden, wide = config.hidden, 2 * config.hidden
+    convolutions = sizes.lookback * STEPS * REACH * hidden * (sizes.channels + config.place + hidden)
+    join = (wide + sizes.horizon * (sizes.terminal + 1)) * wide
+    return _cells(sizes) * (convolutions + sizes.lookback * hidden * wide + join + wide * sizes.horizon * outputs)
+
+
+def _attention_flops(config: Config, sizes: Sizes, outputs: int) -> int:
+    width, cells = config.width, _cells(sizes)
+    if config.attention_over == "cells":
+        tokens = cells + sizes.directions
+        doors = cells * (sizes.lookback * sizes.channels + sizes.horizon) + sizes.directions * sizes.horizon * sizes.terminal
+        emitted = cells * sizes.horizon
+    else:
+        tokens = sizes.lookback + sizes.horizon
+        doors = sizes.lookback * cells * sizes.channels + sizes.horizon * sizes.directions * sizes.terminal
+        emitted = sizes.horizon * cells
+    blocks = config.blocks * tokens * (8 * width * width + 2 * tokens * width)
+    return blocks + width * (doors + emitted * outputs)
+
+
+def _cells(sizes: Sizes) -> int:
+    return sizes.stations * sizes.directions
