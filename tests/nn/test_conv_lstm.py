@@ -1,0 +1,182 @@
+"""The cell against a textbook: 2-D convolutions of x and h, one step after another, differentiated by JAX."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxtrain.nn.conv_lstm import ConvLSTM, conv_lstm, convolve, convolve_uniform, fold_kernel, gathered, rows_of, shifted, unfold
+
+HIDDEN, CHANNELS, STEPS, BATCH = 3, 2, 4, 2
+DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def textbook(params: Any, x: jax.Array, h: jax.Array, c: jax.Array, activation: str) -> jax.Array:
+    """x (B, T, S, D, C), h and c (B, S, D, H) -> (B, T, S, D, H)."""
+    act = jnp.tanh if activation == "tanh" else jax.nn.relu
+    conv = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding="SAME", dimension_numbers=DIMENSIONS)
+
+    def step(state: Any, x: jax.Array) -> Any:
+        h, c = state
+        i, f, g, o = jnp.split(conv(x, params["wx"]) + conv(h, params["wh"]) + params["b"], 4, axis=-1)
+        c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * act(g)
+        c = jnp.clip(c, -20, 20) if activation == "relu" else c
+        h = jax.nn.sigmoid(o) * act(c)
+        return (h, c), h
+
+    return jax.lax.scan(step, (h, c), x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
+def ours(params: Any, x: jax.Array, h: jax.Array, c: jax.Array, activation: str, **options: Any) -> jax.Array:
+    cell = make(params, x.shape[3], activation=activation, **options)
+    state = tuple(rows_of(s[:, None], cell.folded)[0] for s in (h, c))
+    out, _ = cell(cell.project(rows_of(x, cell.folded).astype(cell.dtype)), state=state)
+    return unfold(out, x.shape[3]).transpose(1, 0, 3, 2, 4)
+
+
+def make(params: Any, directions: int, activation: str = "tanh", **options: Any) -> ConvLSTM:
+    kh, kw, channels, gates = params["wx"].shape
+    settings = {"activation": activation, "remat": False, "unroll": 1, "dtype": jnp.float32, **options}
+    cell = nnx.eval_shape(lambda: ConvLSTM(channels, gates // 4, (kh, kw), directions, rngs=nnx.Rngs(0), **settings))
+    cell.inputs["kernel"], cell.recurrent["kernel"] = nnx.Param(params["wx"]), nnx.Param(params["wh"])
+    cell.bias = nnx.Param(params["b"])
+    return cell
+
+
+def problem(kernel: tuple[int, int], directions: int, stations: int, scale: float = 0.5) -> tuple[Any, ...]:
+    r = np.random.default_rng(0)
+
+    def shape(*size: int) -> jax.Array:
+        return jnp.asarray(scale * r.normal(size=size), jnp.float32)
+
+    params = {"wx": shape(*kernel, CHANNELS, 4 * HIDDEN), "wh": shape(*kernel, HIDDEN, 4 * HIDDEN), "b": shape(4 * HIDDEN)}
+    state = shape(BATCH, stations, directions, HIDDEN), shape(BATCH, stations, directions, HIDDEN)
+    return params, shape(BATCH, STEPS, stations, directions, CHANNELS), *state
+
+
+def loss_of(run: Any, activation: str, **options: Any) -> Any:
+    def loss(*args: Any) -> Any:
+        out = run(*args, activation, **options)
+        return jnp.sum(out * jnp.sin(jnp.arange(out.size).reshape(out.shape))), out
+
+    return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3), has_aux=True))
+
+
+def close(found: Any, expected: Any, tolerance: float) -> None:
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        np.testing.assert_allclose(a, b, atol=tolerance * np.abs(b).max())
+
+
+# Every size of kernel and of line, and every number of directions (kh, kw, D, S).
+@pytest.mark.parametrize("kh, kw, directions, stations, activation, options", [
+    (3, 1, 2, 66, "tanh", {}), (5, 3, 3, 5, "relu", {"remat": True, "unroll": 2}), (1, 3, 1, 1, "tanh", {}),
+])  # fmt: skip
+def test_outputs_gradients_and_one_adam_step(
+    kh: int, kw: int, directions: int, stations: int, activation: str, options: dict[str, Any]
+) -> None:
+    scale = 2.0 if activation == "relu" else 0.5  # states beyond 20, so that the clip is met
+    args = problem((kh, kw), directions, stations, scale)
+    with jax.default_matmul_precision("highest"):
+        (_, expected), gradients = loss_of(textbook, activation)(*args)
+        (_, found), found_gradients = loss_of(ours, activation, **options)(*args)
+    close(found, expected, 1e-5)
+    close(found_gradients, gradients, 1e-5)
+    adam = optax.adam(1e-3)
+    step = jax.jit(lambda params, g: optax.apply_updates(params, adam.update(g, adam.init(params))[0]))
+    close(step(args[0], found_gradients[0]), step(args[0], gradients[0]), 1e-5)
+
+
+def test_relu_states_are_clipped_to_20() -> None:
+    x_gates = jnp.full((50, 1, 2, 4), 10.0)
+    _, (_, c) = conv_lstm(jnp.zeros((1, 1, 4)), x_gates, jnp.zeros(4), (jnp.zeros((1, 2, 1)),) * 2, activation="relu")
+    np.testing.assert_allclose(c, 20.0)
+
+
+def test_bfloat16_is_near() -> None:
+    args = problem((3, 3), 2, 5)
+    found = jax.jit(lambda *args: ours(*args, "tanh", dtype=jnp.bfloat16))(*args)
+    close(found.astype(jnp.float32), jax.jit(lambda *args: textbook(*args, "tanh"))(*args), 2e-2)
+
+
+def test_one_station_and_one_tap_is_a_plain_lstm() -> None:
+    params, x, h, c = problem((1, 1), 1, 1)
+    wx, wh, b = (np.asarray(params[name], np.float64).reshape(-1, 4 * HIDDEN) for name in ("wx", "wh", "b"))
+    xs, h, c = np.asarray(x)[:, :, 0, 0], np.asarray(h)[:, 0, 0], np.asarray(c)[:, 0, 0]
+    out = jax.jit(lambda h, c: ours(params, x, h[:, None, None], c[:, None, None], "tanh"))(h, c)
+    found = np.asarray(out)[:, :, 0, 0]
+    for t in range(STEPS):
+        i, f, g, o = np.split(xs[:, t] @ wx + h @ wh + b, 4, axis=-1)
+        c = c / (1 + np.exp(-f)) + np.tanh(g) / (1 + np.exp(-i))
+        h = np.tanh(c) / (1 + np.exp(-o))
+        np.testing.assert_allclose(found[:, t], h, atol=1e-6)
+
+
+def test_state_carries_over_two_halves() -> None:
+    params, x, _, _ = problem((3, 3), 2, 5)
+
+    @jax.jit
+    def runs(x: jax.Array) -> Any:
+        cell = make(params, 2)
+        gates = cell.project(rows_of(x, cell.folded))
+        first, state = cell(gates[:2])
+        second, last = cell(gates[2:], state=state)
+        return cell(gates), (jnp.concatenate([first, second]), last)
+
+    whole, halves = runs(x)
+    close(halves, whole, 1e-6)
+
+
+@pytest.mark.parametrize("kernel", [(3, 1), (5, 3)])
+def test_parts_of_the_input_add_up_to_one_product(kernel: tuple[int, int]) -> None:
+    """A constant part, the same for all steps, and a uniform one, the same at all stations, need no tiling."""
+    params, x, _, _ = problem(kernel, 2, 4)
+
+    @jax.jit
+    def runs(x: jax.Array) -> Any:
+        cell = make(params, 2)
+        constant, uniform = x[:, :1, :, :, :1], x[:, :, :1, :, 1:]
+        tiled = jnp.concatenate([jnp.broadcast_to(part, (*x.shape[:4], 1)) for part in (constant, uniform)], axis=-1)
+        of_constant, of_uniform = cell.kernels(1, 1)
+        once = convolve(rows_of(constant, cell.folded)[0], of_constant)
+        plan = rows_of(uniform, cell.folded)[..., 0, :]
+        return cell(convolve_uniform(plan, of_uniform, 4), once)[0], cell(cell.project(rows_of(tiled, cell.folded)))[0]
+
+    found, expected = runs(x)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_a_folded_kernel_is_the_2d_convolution() -> None:
+    params, x, _, _ = problem((3, 3), 3, 5)
+
+    @jax.jit
+    def runs(x: jax.Array, kernel: jax.Array) -> Any:
+        rows, folded = x.reshape(BATCH, 5, -1), fold_kernel(kernel, 3)
+        by_gate = convolve(rows, folded).reshape(BATCH, 5, 4, 3, HIDDEN).transpose(0, 1, 3, 2, 4)
+        as_conv1d = jax.lax.conv_general_dilated(rows, folded, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC"))
+        plain = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=DIMENSIONS)
+        return by_gate.reshape(plain.shape), plain, convolve(rows, folded), as_conv1d
+
+    found, plain, rows, as_conv1d = runs(x[:, 0], params["wx"])
+    np.testing.assert_allclose(found, plain, atol=1e-5)
+    np.testing.assert_allclose(rows, as_conv1d, atol=1e-5)
+
+
+def test_gathered_is_the_transpose_of_shifted() -> None:
+    r = np.random.default_rng(0)
+    x, y = (jnp.asarray(r.normal(size=(2, 4, n)), jnp.float32) for n in (3, 15))
+    assert float(jnp.vdot(shifted(x, 5), y)) == pytest.approx(float(jnp.vdot(x, gathered(y, 5))), rel=1e-5)
+
+
+def test_first_weights() -> None:
+    cell = ConvLSTM(2, 4, (3, 1), 2, activation="tanh", remat=False, unroll=1, dtype=jnp.float32, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(cell.bias[...], [0] * 4 + [1] * 4 + [0] * 8)
+    wh = np.asarray(cell.recurrent["kernel"][...]).reshape(12, 16)
+    np.testing.assert_allclose(wh @ wh.T, np.eye(12), atol=1e-5)
+    limit = np.sqrt(6 / (3 * (2 + 16)))  # Glorot: fans times kh kw
+    assert 0.8 * limit < np.abs(cell.inputs["kernel"][...]).max() <= limit
