@@ -20,7 +20,6 @@ from jaxtrain.engine import metrics
 from jaxtrain.engine.config import nearest, section
 from jaxtrain.errors import UserError
 from jaxtrain.models import convlstm as network
-from jaxtrain.models.convlstm_readout import copy_weights
 from jaxtrain.tasks import convlstm_inputs as door
 from jaxtrain.tasks import convlstm_naive as reference
 from jaxtrain.tasks import convlstm_scores as scores
@@ -194,19 +193,20 @@ class Task(contract.Task):
         forecasts), timetable (planned departures in place of the run's own: the table then shows both), snapshots (when the feed of
         this file was read), start (time of the first row of a prepared array)."""
         serving.check_options(options, ("at", "every", *serving.READING))
-        every = serving.minutes(options, "every")
-        reading = {name: options.get(name, "") for name in serving.READING}
-        data, at = self.config.data, options.get("at", "")
-        found = headway.inputs(data, self.statistics, path, at=at, every=every, **reading)
-        if not reading["timetable"]:
-            return found
-        own = headway.inputs(data, self.statistics, path, at=at, every=every, **{**reading, "timetable": ""})
-        return door.with_own_plan(found, own, data.lookback)
+        timetable = options.get("timetable", "")
+        found = self._read(path, options, timetable)
+        return door.with_own_plan(found, self._read(path, options, ""), self.config.data.lookback) if timetable else found
 
     def labelled(self, path: str, options: Mapping[str, str]) -> Dataset:
         """Every window of a file that training would take. Options: timetable, snapshots, start, as for `inputs`."""
         serving.check_options(options, serving.READING)
-        return headway.inputs(self.config.data, self.statistics, path, labelled=True, **options)
+        return self._read(path, options, options.get("timetable", ""), labelled=True)
+
+    def _read(self, path: str, options: Mapping[str, str], timetable: str, *, labelled: bool = False) -> Dataset:
+        return headway.inputs(
+            self.config.data, self.statistics, path, at=options.get("at", ""), every=serving.minutes(options, "every"),
+            timetable=timetable, snapshots=options.get("snapshots", ""), start=options.get("start", ""), labelled=labelled,
+        )  # fmt: skip
 
     def oracle(self, rows: np.ndarray) -> dict[str, Forecast] | None:
         """Embedded line only: the mean of futures drawn by the generator from all it knows up to now, for rows (B, 1)."""
@@ -267,10 +267,11 @@ class Task(contract.Task):
 
     # Forecasts -----------------------------------------------------------------------------------------
 
-    def _forecast(self, model: nnx.Module, batch: Batch) -> Forecast:
+    def _forecast(self, model: nnx.Module, batch: Batch, weights: bool = False) -> Forecast:
         """value (B, F, S, D) minutes within [0, cap]; of a spreading head also lower, upper and sigma or quantiles (..., Q)."""
         assert isinstance(model, network.Network)
-        found = door.outputs(self.config.data, self.statistics, model, batch)
+        call = door.with_copy_weights(model) if weights and self.config.model.readout == "copy" else model
+        found = door.outputs(self.config.data, self.statistics, call, batch)
         cap = self.config.data.cap_minutes
         forecast: Forecast = {"value": cap * jnp.clip(found["y"], 0, 1)}
         if "sigma" in found:
@@ -280,7 +281,7 @@ class Task(contract.Task):
         elif "quantiles" in found:
             quantiles = cap * jnp.clip(found["quantiles"], 0, 1)
             forecast |= {"quantiles": quantiles, "lower": quantiles[..., 0], "upper": quantiles[..., -1]}
-        return forecast
+        return forecast | {name: found[name] for name in ("copy_weights",) if name in found}
 
     def naive(self, batch: Batch) -> dict[str, Forecast]:
         """mean, clock, hold, advected and advected_planned, of ages dead_reckoning and dead_reckoning_planned: see `convlstm_naive`."""
@@ -296,21 +297,12 @@ class Task(contract.Task):
         """
         assert isinstance(model, network.Network)
         data, known = self.config.data, self.statistics
-        found = {**self._forecast(model, batch), "advected": reference.advected(data, known, batch, planned=True)}
+        found = {**self._forecast(model, batch, weights), "advected": reference.advected(data, known, batch, planned=True)}
         found |= serving.evidence(data, known["travel_minutes"], batch)
         if "own_planned" in batch:
             own = {**batch, "planned": batch["own_planned"], "planned_known": batch["own_planned_known"]}
             found["own_plan"] = self._forecast(model, own)["value"]
-        if weights and self.config.model.readout == "copy":
-            found["copy_weights"] = self._copy_weights(model, batch)
         return found
-
-    def _copy_weights(self, model: network.Network, batch: Batch) -> jax.Array:
-        inputs = door.model_inputs(self.config.data, self.statistics, batch)
-        candidates = model.readout.candidates(inputs)
-        raw = model.body(inputs, candidates.base)
-        shares = copy_weights(raw[: len(candidates.prior)], candidates)  # (J + 2, F, B, D, S)
-        return shares.transpose(2, 1, 4, 3, 0)
 
     # Scores --------------------------------------------------------------------------------------------
 
@@ -360,3 +352,7 @@ class Task(contract.Task):
     def adapt(self, params: dict[str, Any], statistics: Statistics) -> dict[str, Any]:
         """The place vectors move by the names of station and direction."""
         return door.moved_places(params, statistics, self.statistics)
+
+    def flops_per_example(self) -> float | None:
+        """Forward and backward (three times forward) of one window."""
+        return 3 * network.flops_per_window(self.config.model, self._sizes()) if "stations" in self.statistics else None

@@ -14,7 +14,8 @@ import numpy as np
 
 from jaxtrain.data.dataset import Arrays, Batch, Dataset, Gather, Statistics
 from jaxtrain.data.headway_config import DAY_MINUTES, FIELDS, DataConfig
-from jaxtrain.models.convlstm import Sizes
+from jaxtrain.models.convlstm import Network, Sizes
+from jaxtrain.models.convlstm_readout import copy_weights
 
 PLACE = "place/vectors"  # path of the learned vectors per station and direction
 CLOCK_PERIODS = (DAY_MINUTES, 7 * DAY_MINUTES)  # of the clock channels: sine and cosine of each
@@ -99,6 +100,18 @@ def outputs(data: DataConfig, statistics: Statistics, call: Callable[[Any], dict
 
     _, found = jax.lax.scan(block, history, plans)
     return {name: jnp.moveaxis(value, 0, 1).reshape(value.shape[1], -1, *value.shape[3:]) for name, value in found.items()}
+
+
+def with_copy_weights(model: Network) -> Callable[[Any], dict[str, jax.Array]]:
+    """The network, saying also copy_weights (B, F, S, D, J + 2): where its copying readout looks."""
+
+    def call(inputs: Any) -> dict[str, jax.Array]:
+        candidates = model.readout.candidates(inputs)
+        raw = model.body(inputs, candidates.base)
+        shares = copy_weights(raw[: len(candidates.prior)], candidates)  # (J + 2, F, B, D, S)
+        return {**model.readout(raw, candidates), "copy_weights": shares.transpose(2, 1, 4, 3, 0)}
+
+    return call
 
 
 def _blocks(values: Any, blocks: int) -> jax.Array:

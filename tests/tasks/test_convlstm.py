@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_imports
-from convlstm_problem import CAP, CONFIG, COUNT, D, F, L, S, Told, batch, counted, numbers, sections, splits, task
+from convlstm_case import CAP, CONFIG, COUNT, D, F, L, S, Told, batch, counted, numbers, sections, splits, task
 from flax import nnx
 
 from jaxtrain.engine import config as configs
@@ -94,6 +94,8 @@ def test_every_variant_takes_the_batches_and_decays_kernels_alone(preset):
     assert loss.shape == () and made.config.loss.kind in logs
     sums = jax.eval_shape(lambda p, m: made.score(template.join(p, m, training=False), one), params, state)
     assert sums["minute/n"].shape == (F, D) and sums["station/sq"].shape == (S, D)
+    flops = made.flops_per_example()
+    assert flops is not None and flops > 0
     decayed = {path for path, rule in rules(params, made.groups()).items() if rule.weight_decay}
     assert decayed == {path for path, leaf in params.items() if leaf.ndim > 1 and path.split("/")[-1] == "kernel"}
     assert not any(word in path for path in decayed for word in ("bias", "norm", "place"))
@@ -106,6 +108,8 @@ def test_inputs_are_shares_of_the_cap_and_masks():
     one = batch()
     one["headway_known"] = one["headway_known"] & (np.random.default_rng(1).random((COUNT, L, S, D)) > 0.2)
     one["headway"] = np.where(one["headway_known"], one["headway"], 99)  # whatever stands where nothing is known
+    one["planned_known"] = one["planned_known"] & (np.random.default_rng(2).random(one["planned"].shape) > 0.2)
+    one["planned"] = np.where(one["planned_known"], one["planned"], 99)
     found = jax.jit(partial(door.model_inputs, task().config.data, splits().statistics))(one)
     assert found["fields"].shape == (COUNT, L, S, D, 4)
     np.testing.assert_allclose(found["fields"][..., 0], np.where(one["headway_known"], one["headway"], 0) / CAP, rtol=1e-6)

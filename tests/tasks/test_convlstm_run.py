@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from convlstm_problem import CONFIG, task
+from convlstm_case import CONFIG, task
 
 import jaxtrain
 from jaxtrain.data.headway_synthetic import tables

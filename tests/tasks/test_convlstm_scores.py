@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from convlstm_problem import CAP, COUNT, D, F, S, Told, batch, counted, host, numbers, sections, splits, task
+from convlstm_case import CAP, COUNT, D, F, S, Told, batch, counted, host, numbers, sections, splits, task
 
 from jaxtrain.data.dataset import padded_rows
 from jaxtrain.engine.scoring import nested_total, skill
@@ -96,7 +96,8 @@ def test_a_mean_of_draws_is_freed_of_its_sampling_error():
     truth = (rng.normal(size=(COUNT, F, S, D)) + 10).astype(np.float32)
     one = {**one, "target": truth, "target_known": np.ones(truth.shape, bool)}
     few = 10 + rng.normal(size=(3, COUNT, F, S, D)).mean(0)
-    drawn, exact, plain = (sums_of({"value": v, "draws": n}, one)["minute/sq"].sum() for v, n in ((few, 3), (few * 0 + 10, 1e9), (few, 1e9)))
+    pairs = (few, 3), (few * 0 + 10, 1e9), (few, 1e9)
+    drawn, exact, plain = (sums_of({"value": forecast, "draws": draws}, one)["minute/sq"].sum() for forecast, draws in pairs)
     assert drawn == pytest.approx(exact, rel=0.1) and plain > 1.2 * exact
 
 
