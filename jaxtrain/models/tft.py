@@ -22,7 +22,8 @@ from jaxtrain.nn.gated import GatedResidual, GateNorm
 from jaxtrain.nn.interpretable import InterpretableAttention
 from jaxtrain.nn.linear import Linear
 from jaxtrain.nn.lstm import LSTM
-from jaxtrain.nn.selection import Embedding, PackedGatedResidual, VariableSelection, blocks
+from jaxtrain.nn.packed import PackedGatedResidual
+from jaxtrain.nn.selection import Embedding, VariableSelection, blocks
 from jaxtrain.nn.selection import Variable as Variable
 
 Inputs = Mapping[str, jax.Array]
@@ -101,7 +102,9 @@ class TFT(nnx.Module):
         selected, recurrent = jnp.concatenate([past, future], axis=1), jnp.concatenate([encoded, decoded], axis=1)
         phi = self.lstm_gate(self.dropout(recurrent, rngs=rngs), selected)
         theta = self.enrichment(phi, c_enrich, rngs)
-        attended, found["attention"] = self.attention(theta[:, k:], theta, self._visible(mask), rngs)
+        visible = self._visible(mask, batch)
+        found["attention"] = self.attention.weights(theta[:, k:], theta, visible)
+        attended = self.attention(theta[:, k:], theta, visible, rngs)
         delta = self.attention_gate(attended, theta[:, k:])
         psi = self.positionwise(delta, rngs=rngs)
         out = self.output_gate(psi, phi[:, k:])
@@ -150,14 +153,12 @@ class TFT(nnx.Module):
         past_maps, future_maps = blocks([self.embeddings[kind] for kind in kinds]), blocks([self.embeddings["known"]])
         return (*self.past_selection(past, past_maps, c, rngs), *self.future_selection(future, future_maps, c, rngs))
 
-    def _visible(self, mask: jax.Array | None) -> jax.Array:
-        """(B or 1, tau, T): which steps each future step may look at; itself always."""
+    def _visible(self, mask: jax.Array | None, batch: int) -> jax.Array:
+        """(B, tau, T): which steps each future step may look at; itself always."""
         k, tau = self.context_steps, self.horizon_steps
         ahead = np.tril(np.ones((tau, tau), bool)) if self.config.attention == "causal" else np.ones((tau, tau), bool)
-        if mask is None:
-            return jnp.asarray(np.concatenate([np.ones((tau, k), bool), ahead], axis=1))[None]
-        past = jnp.broadcast_to(mask[:, None], (mask.shape[0], tau, k))
-        return jnp.concatenate([past, jnp.broadcast_to(ahead, (mask.shape[0], tau, tau))], axis=2)
+        past = jnp.ones((batch, tau, k), bool) if mask is None else jnp.broadcast_to(mask[:, None], (batch, tau, k))
+        return jnp.concatenate([past, jnp.broadcast_to(ahead, (batch, tau, tau))], axis=2)
 
     def _read(self, out: jax.Array, targets: jax.Array) -> jax.Array:
         quantiles = self.head(out.astype(jnp.float32)).reshape(*out.shape[:2], len(self.variables.targets), -1)

@@ -4,7 +4,7 @@ Letters: m variables, N tokens (examples x steps), K features (columns of all va
 Inside, tokens are the last axis, (m, H, N): sums over H or m then run along whole vectors of tokens, several times faster on CPU.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtrain.nn.dropout import Dropout, Source
-from jaxtrain.nn.gated import EPSILON, GatedResidual, elu
+from jaxtrain.nn.gated import GatedResidual, elu
+from jaxtrain.nn.packed import Draw, PackedGatedResidual, normalize
 from jaxtrain.nn.parts import over_examples
-from jaxtrain.nn.token_dropout import drop_tokens, example_seeds
-
-packed_glorot = nnx.initializers.glorot_uniform(batch_axis=(0,))
 
 
 @dataclass(frozen=True)
@@ -70,57 +67,6 @@ def blocks(embeddings: Sequence[Embedding]) -> jax.Array:
     return jnp.concatenate([own[..., None] * jnp.concatenate(matrices), jnp.concatenate(biases)[:, None]], axis=1)
 
 
-class PackedLinear(nnx.Module):
-    """m linear maps side by side: kernel (m, inputs, outputs), bias (m, outputs)."""
-
-    def __init__(self, m: int, inputs: int, outputs: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.dtype = dtype
-        self.kernel = nnx.Param(packed_glorot(rngs.params(), (m, inputs, outputs)))
-        self.bias = nnx.Param(jnp.zeros((m, outputs)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """(m, inputs, N) -> (m, outputs, N)."""
-        y = jnp.einsum("mio,min->mon", self.kernel[...].astype(self.dtype), x.astype(self.dtype))
-        return y + self.bias[...].astype(self.dtype)[..., None]
-
-
-class PackedNorm(nnx.Module):
-    """Layer norm of each (m, width, N) over `width`; computed in float32."""
-
-    def __init__(self, m: int, width: int):
-        self.scale, self.bias = nnx.Param(jnp.ones((m, width))), nnx.Param(jnp.zeros((m, width)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return normalize(x, self.scale[...], self.bias[...]).astype(x.dtype)
-
-
-def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Layer norm of (..., width, N) over `width`, in float32; scale, bias (..., width)."""
-    x = x.astype(jnp.float32)
-    mean = x.mean(axis=-2, keepdims=True)
-    variance = jnp.maximum(jnp.square(x).mean(axis=-2, keepdims=True) - jnp.square(mean), 0)
-    return (x - mean) * jax.lax.rsqrt(variance + EPSILON) * scale[..., None] + bias[..., None]
-
-
-class PackedGatedResidual(nnx.Module):
-    """m gated residual networks side by side, without context and with skip = identity: (m, H, N) -> (m, H, N)."""
-
-    def __init__(self, m: int, width: int, *, dropout: float, dtype: Any, rngs: nnx.Rngs):
-        self.inner = PackedLinear(m, width, width, dtype=dtype, rngs=rngs)
-        self.outer = PackedLinear(m, width, width, dtype=dtype, rngs=rngs)
-        self.gate = PackedLinear(m, width, 2 * width, dtype=dtype, rngs=rngs)
-        self.norm = PackedNorm(m, width)
-        self.dropout = Dropout(dropout)
-
-    def __call__(self, a: jax.Array, rngs: Source | None = None) -> jax.Array:
-        return self.from_inner(self.inner(a), a, lambda v: self.dropout(v, rngs=rngs))
-
-    def from_inner(self, u: jax.Array, skip: jax.Array, drop: Callable[[jax.Array], jax.Array]) -> jax.Array:
-        """The rest after W1 a + b1."""
-        value, gate = jnp.split(self.gate(drop(self.outer(elu(u)))), 2, axis=1)
-        return self.norm(skip + value * jax.nn.sigmoid(gate))
-
-
 class VariableSelection(nnx.Module):
     """sum_i w_i GRN_i(e_i) with w = softmax(GRN([e_1 .. e_m], c)); one variable has weight 1 and no weight network.
 
@@ -146,25 +92,23 @@ class VariableSelection(nnx.Module):
         if self.weights is not None and self.weights.context is not None and c is not None:
             parts["context"] = self.weights.context(c)
         seed = self.variables.dropout.seed(rngs)
+        draw = None
         if seed is not None:
             assert isinstance(seed, jax.Array)
-            parts["start"], second = example_seeds(seed, batch)
+            draw = Draw.of(seed, batch)
+            parts["start"] = draw.start
         maps = self._maps(embedding.astype(self.dtype))
 
         def select(part: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
             x = part["x"].reshape(-1, part["x"].shape[-1]).T
             embedded = _product(maps["embedding"], x)
             u = _product(maps["inner"], x) if self.collapsed else self.variables.inner(embedded)
-
-            def drop(v: jax.Array) -> jax.Array:
-                return v if seed is None else drop_tokens(v, part["start"], second, steps, self.variables.dropout.rate)
-
-            chosen = self.variables.from_inner(u, embedded, drop)
-            if self.weights is None:
-                return chosen[0].T.reshape(-1, steps, self.width), jnp.ones((len(part["x"]), steps, 1), jnp.float32)
-            joint = maps["joint"].T @ (x if self.collapsed else embedded.reshape(-1, embedded.shape[-1]))
-            weights = self._weigh(joint, part.get("context"), steps)
-            out = jnp.sum(weights[:, None].astype(self.dtype) * chosen, axis=0)
+            weights = jnp.ones((1, x.shape[1]), jnp.float32)
+            if self.weights is not None:
+                joint = maps["joint"].T @ (x if self.collapsed else embedded.reshape(-1, embedded.shape[-1]))
+                weights = self._weigh(joint, part.get("context"), steps)
+            own = draw and Draw(part["start"], draw.shared)
+            out = self.variables.weighted_sum(u, embedded, weights, own, steps)
             return out.T.reshape(-1, steps, self.width), weights.T.reshape(-1, steps, self.m)
 
         return over_examples(select, parts, self.m * self.width * steps, self.remat)
