@@ -100,5 +100,23 @@ def _tft(values: Values, statistics: Statistics, folder: Path) -> Sizes:
     }
 
 
+def _convlstm(values: Values, statistics: Statistics, folder: Path) -> Sizes:
+    """The network of the preset `baseline` in these sizes, whatever the config's variant."""
+    data, model = values["data"], values["model"]
+    own = model["variant"] == "baseline"
+    return {
+        "lookback": data["lookback"],
+        "horizon": data["horizon"],
+        "stations": statistics["stations"].shape[1],
+        "hidden": model["hidden"],
+        "kernel": model["kernel"] if own else (3, 3),
+        "learning-rate": values["optimizer"]["lr"],
+    }
+
+
 HOUR_AND_WEEKDAY = ("hour_of_day", "day_of_week")
-PEERS = {"stmgt": Peer("stmgt_torch.py", _stmgt), "tft": Peer("tft_forecasting.py", _tft)}
+PEERS = {
+    "stmgt": Peer("stmgt_torch.py", _stmgt),
+    "tft": Peer("tft_forecasting.py", _tft),
+    "convlstm": Peer("convlstm_keras.py", _convlstm),
+}
