@@ -78,11 +78,11 @@ def _origins(travel_minutes: np.ndarray, horizon: int, step_minutes: float) -> t
     Interpolated between stations and rounded, so that equal travel times do not all count as one place.
     """
     wanted = travel_minutes - _ahead(horizon, step_minutes)[:, None, None]
-    stations = travel_minutes.shape[1]
+    stations = np.arange(travel_minutes.shape[1])
     found = np.empty(wanted.shape, np.int32)
     for d, travel in enumerate(travel_minutes):
-        order = np.argsort(travel, kind="stable")
-        found[:, d] = order[np.rint(np.interp(wanted[:, d], travel[order], np.arange(stations))).astype(np.int32)]
+        order = stations[::-1] if travel[-1] < travel[0] else stations
+        found[:, d] = order[np.rint(np.interp(wanted[:, d], travel[order], stations)).astype(np.int32)]
     return found, wanted < 0
 
 
