@@ -22,7 +22,7 @@ from jaxtrain.errors import UserError
 from jaxtrain.models import tft as network
 from jaxtrain.models.tft_config import flops_per_window
 from jaxtrain.tasks import task as contract
-from jaxtrain.tasks import tft_arrays, tft_inputs, tft_naive, tft_transfer
+from jaxtrain.tasks import tft_arrays, tft_combine, tft_inputs, tft_naive, tft_transfer
 from jaxtrain.tasks import tft_scores as scores
 from jaxtrain.tasks import tft_serving as serving
 from jaxtrain.tasks.task import Forecast, Sums
@@ -45,6 +45,7 @@ class LossConfig:
 @dataclass(frozen=True)
 class ScoreConfig:
     steps: tuple[int, ...]  # horizon steps, from 1, with a column of their own
+    combine_last: tuple[str, ...]  # targets whose forecasts are shifted towards the last value, as far as the validation split likes
 
 
 SECTIONS: dict[str, type] = {"data": DataConfig, "model": network.Config, "loss": LossConfig, "score": ScoreConfig}
@@ -80,6 +81,9 @@ def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None)
     wrong = [step for step in steps if not 1 <= step <= config.data.horizon_steps]
     if wrong:
         raise UserError(f"config.score.steps: {wrong[0]} is no step of the horizon, 1..{config.data.horizon_steps} (data.horizon_steps)")
+    unknown = [name for name in config.score.combine_last if name not in targets]
+    if unknown:
+        raise UserError(f"config.score.combine_last: {unknown[0]!r} is not a target{nearest(unknown[0], targets)}")
     headline = (*(f"qrisk_50/{name}" for name in targets), "qrisk_10", "qrisk_50", "qrisk_90", "coverage_80")
     return Task(config, dict(statistics or {}), headline=headline)
 
@@ -181,6 +185,9 @@ class Task(contract.Task):
         units, inputs = self._inputs(batch)
         found = dict(model.explain(inputs)) if explain else {"quantiles": model(inputs)}
         found["quantiles"] = ascending(tft_inputs.physical(units, found["quantiles"]))
+        share = self.statistics.get("last_share")
+        if share is not None and np.any(share > 0):
+            found["quantiles"] = tft_combine.shift(found["quantiles"], batch, share, scores.median_of(self.levels), units)
         if self.config.data.alerts:
             place = [self.config.data.targets.index(name) for name in self.config.data.alerts]
             thresholds = np.array(list(self.config.data.alerts.values()), np.float32)
@@ -190,8 +197,18 @@ class Task(contract.Task):
     # Scores --------------------------------------------------------------------------------------------
 
     def score(self, model: nnx.Module, batch: Batch) -> Sums:
-        """Sums of every score, see `tft_scores.forecast_sums`."""
-        return self.score_forecast({"quantiles": self.predict(model, batch)["quantiles"]}, batch)
+        """Sums of every score, see `tft_scores.forecast_sums`; with score.combine_last also what `calibrate` needs."""
+        quantiles = self.predict(model, batch)["quantiles"]
+        sums = self.score_forecast({"quantiles": quantiles}, batch)
+        if self.config.score.combine_last and "last_share" not in self.statistics:
+            sums |= tft_combine.share_sums(quantiles, batch, scores.median_of(self.levels))
+        return sums
+
+    def calibrate(self, sums: Mapping[str, np.ndarray]) -> Statistics:
+        """`last_share` (R,): how far the forecasts of score.combine_last are shifted towards the last value, see `tft_combine`."""
+        if "combine" not in sums:
+            return {}
+        return {"last_share": tft_combine.fitted(sums, self.config.data.targets, self.config.score.combine_last)}
 
     def score_forecast(self, forecast: Forecast, batch: Batch) -> Sums:
         """The sums that a forecast allows: quantiles (B, tau, R, Q), rising along Q, or only their median (B, tau, R)."""
