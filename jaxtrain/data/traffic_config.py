@@ -90,7 +90,8 @@ def check_config(config: DataConfig) -> None:
     if min(config.fractions) <= 0 or abs(sum(config.fractions) - 1) > 1e-6:
         raise UserError(f"config.data.fractions: three positive numbers that sum to 1 (train, valid, test), got {config.fractions}")
     if config.folds < (3 if config.split == "blocked" else 1) or not 0 <= config.fold < config.folds:
-        raise UserError(f"config.data.fold: expected 0 <= fold < folds, with 3 folds or more when blocked, got {config.fold} of {config.folds}")
+        given = f"got {config.fold} of {config.folds}"
+        raise UserError(f"config.data.fold: expected 0 <= fold < folds, with 3 folds or more when blocked, {given}")
     synthetic = config.synthetic
     if not config.path and (synthetic.nodes < 2 or synthetic.days < 2):
         raise UserError(f"config.data.synthetic: needs at least 2 nodes and 2 days, got {synthetic.nodes} and {synthetic.days}")
