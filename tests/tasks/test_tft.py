@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from tft_problem import CONFIG, LEVELS, SERVERS, TARGETS, batch, loss, pinball, sections, splits, task, units
+from tft_case import CONFIG, LEVELS, SERVERS, TARGETS, batch, loss, pinball, sections, splits, task, units
 
 from jaxtrain.engine import config as configs
 from jaxtrain.errors import UserError

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from tft_problem import LEVELS, Told, batch, task
+from tft_case import LEVELS, Told, batch, task
 
 from jaxtrain.errors import UserError
 from jaxtrain.tasks import tft_combine

@@ -5,7 +5,7 @@ import io
 import jax
 import numpy as np
 import pytest
-from tft_problem import LEVELS, TARGETS, Told, host, splits, task
+from tft_case import LEVELS, TARGETS, Told, host, splits, task
 
 from jaxtrain.data.dataset import Dataset, padded_rows
 from jaxtrain.tasks import tft_figures

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tft_problem import CONFIG, TARGETS, task
+from tft_case import CONFIG, TARGETS, task
 
 from jaxtrain.data import fleet_synthetic
 from jaxtrain.data.dataset import padded_rows

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from tft_problem import LEVELS, SERVERS, TARGETS, batch, host, pinball, splits, task
+from tft_case import LEVELS, SERVERS, TARGETS, batch, host, pinball, splits, task
 
 from jaxtrain.tasks import tft_naive, tft_scores
 from jaxtrain.tasks.tft import ascending

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from tft_problem import LEVELS, TARGETS, Told, batch, splits, task
+from tft_case import LEVELS, TARGETS, Told, batch, splits, task
 
 from jaxtrain.data.dataset import Dataset
 from jaxtrain.errors import UserError
