@@ -12,9 +12,11 @@ from flax import nnx
 
 from jaxtrain.models.convlstm import Network
 from jaxtrain.models.convlstm_import import PATHS, import_weights
+from jaxtrain.models.convlstm_variants import Baseline
 from jaxtrain.nn.conv_lstm import rows_of
 
 Arrays = dict[str, np.ndarray]
+pytestmark = pytest.mark.slow  # the network at its full size, compiled three times
 
 
 @pytest.fixture(scope="module")
@@ -58,20 +60,20 @@ def worst(found: Any, expected: np.ndarray) -> float:
 
 def test_inference(model: Network, recorded: Arrays) -> None:
     with jax.default_matmul_precision("highest"):
-        found = evaluating(model)(as_inputs(recorded))["y"]
+        found = jax.jit(evaluating(model))(as_inputs(recorded))["y"]
     assert worst(found, recorded["out/infer"][..., 0]) < 5e-6
 
 
 def test_activations(model: Network, recorded: Arrays) -> None:
-    body = evaluating(model).body
-    headway = jnp.asarray(recorded["in/headway"][:1])
-    first, second = body.encoder
-    rows = rows_of(headway, folded=True)
-    h, _ = first(first.project(rows))
-    found = {"encoder_1": h, "encoder_bn_1": body.between[0](h, None)}
-    h, _ = second(second.project(found["encoder_bn_1"]))
-    found |= {"encoder_2": h[-1:], "encoder_bn_2": body.between[1](h[-1:], None)}
-    for name, value in found.items():
+    @jax.jit
+    def encode(body: Baseline, headway: jax.Array) -> dict[str, jax.Array]:
+        first, second = body.encoder
+        h, _ = first(first.project(rows_of(headway, folded=True)))
+        normed = body.between[0](h, None)
+        last = second(second.project(normed))[0][-1:]
+        return {"encoder_1": h, "encoder_bn_1": normed, "encoder_2": last, "encoder_bn_2": body.between[1](last, None)}
+
+    for name, value in encode(evaluating(model).body, recorded["in/headway"][:1]).items():
         expected = recorded[f"act/{name}"]
         assert worst(value.reshape(-1, *expected.shape[-3:]), expected.reshape(-1, *expected.shape[-3:])) < 5e-5, name
 
