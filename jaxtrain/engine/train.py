@@ -226,7 +226,10 @@ def score_names(task: Task, template: Template, params: Params, model_state: Par
     """The names of the scores that an evaluation will have, without computing one."""
     batch = {**valid.gather(valid.arrays, valid.index[:1]), "mask": np.ones(1, np.float32)}
     sums = jax.eval_shape(steps.score_call(task, template, None), params, model_state, {}, batch)
-    return [f"valid/{name}" for name in task.summarize({k: np.ones(v.shape) for k, v in sums.items()})]
+    # Some scores exist only for some sums (R2 needs a variance above 0): several draws name them all.
+    draws = (np.random.default_rng(seed) for seed in range(8))
+    found = [task.summarize({k: draw.uniform(0.5, 1.5, v.shape) for k, v in sums.items()}) for draw in draws]
+    return list(dict.fromkeys(f"valid/{name}" for scores in found for name in scores))
 
 
 def check_statistics(workdir: Path, statistics: Statistics, trained: bool) -> None:
