@@ -109,7 +109,7 @@ def _convlstm(values: Values, statistics: Statistics, folder: Path) -> Sizes:
         "horizon": data["horizon"],
         "stations": statistics["stations"].shape[1],
         "hidden": model["hidden"],
-        "kernel": model["kernel"] if own else (3, 3),
+        "kernel": tuple(model["kernel"]) if own else (3, 3),
         "learning-rate": values["optimizer"]["lr"],
     }
 

@@ -51,12 +51,25 @@ def test_engineered_columns_are_counted_by_what_is_known(peers, tmp_path):
     assert added == {"observed-real": 4, "known-real": 5}  # four lags of a week and one shifted maximum are known
 
 
-@pytest.mark.parametrize("task", ["tft", "stmgt"])
+@pytest.mark.parametrize("preset, own, kernel", [
+    ("baseline", (3, 3), (3, 3)), ("baseline+smoke", (5, 1), (5, 1)), ("default", (3, 1), (3, 3)),
+])  # fmt: skip
+def test_the_keras_peer_gets_the_sizes_of_the_config(peers, tmp_path, preset, own, kernel):
+    """The kernel too, if its network is the config's."""
+    values = configs.load(f"{ROOT}/configs/convlstm.py:{preset}", {"model.kernel": str(own)})
+    sizes = peers.PEERS["convlstm"].sizes(values, {"stations": np.zeros((2, 7))}, tmp_path)
+    small = preset.endswith("smoke")
+    expected = {"stations": 7, "lookback": 10 if small else 30, "horizon": 5 if small else 15, "hidden": 4 if small else 32}
+    assert {**expected, "kernel": kernel}.items() <= sizes.items()
+
+
+@pytest.mark.parametrize("task", ["tft", "stmgt", "convlstm"])
 def test_the_scripts_have_the_options_they_are_given(peers, tmp_path, task):
     script = (ROOT / "scripts" / "peers" / peers.PEERS[task].script).read_text()
     statistics = {"neighbors": np.array([[0, 1], [1, 0]]), "neighbor_mask": np.ones((2, 2), bool), "node_ids": np.arange(2)}
     values = configs.load(f"{ROOT}/configs/{task}.py", {})
-    sizes = peers.PEERS[task].sizes(values, {**statistics, "group_names": np.array(["a"])}, tmp_path)
+    statistics |= {"group_names": np.array(["a"]), "stations": np.zeros((2, 7))}
+    sizes = peers.PEERS[task].sizes(values, statistics, tmp_path)
     for name in [*sizes, "batch", "steps"]:
         assert any(text in script for text in (f'"--{name}"', f'"{name}": ', f'("{name}", ')), name
 

@@ -8,10 +8,10 @@ product and a sigmoid; mean squared error, Adam, float32. Three programs, timed 
     step     `model.train_on_batch` on one repeated batch
     forward  `model.predict_on_batch` on one repeated batch
 
-Each runs on every backend that is installed (tensorflow, jax, torch) and per --threads, in a process of its own that is
-bound to so many cores. Values are uniform noise: only speed is measured. Where Keras has a choice, the cheaper one is
-taken, so that a speed-up measured against it is not flattered: windows are cut beforehand and float32, --jit is what Keras chooses
-unless said otherwise.
+Each runs per --backend and --threads, in a process of its own that is bound to so many cores. Values are uniform noise:
+only speed is measured. Where there is a choice, the cheaper one is taken, so that a speed-up measured against it is not
+flattered: windows are cut beforehand and float32, and the backend is TensorFlow, by far the fastest of the three on a CPU
+(the other two take up to a minute per step of these sizes).
 
     python scripts/peers/convlstm_keras.py --steps 3              66 stations, 30 + 15 minutes: one JSON line per program
     python scripts/peers/convlstm_keras.py --check RECORDED.npz   outputs, loss, gradients against recorded arrays
@@ -219,7 +219,7 @@ def positive(text: str) -> int:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", metavar="RECORDED", help="compare with recorded arrays (.npz) instead of measuring")
-    parser.add_argument("--backend", nargs="+", choices=BACKENDS, help="default: every one that is installed")
+    parser.add_argument("--backend", nargs="+", choices=BACKENDS, help="default: the first that is installed")
     parser.add_argument("--program", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     parser.add_argument("--threads", nargs="+", type=positive, default=[2, 1])
     for name, default in (("batch", 32), ("lookback", 30), ("horizon", 15), ("stations", 66), ("hidden", 32)):
@@ -237,7 +237,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def lacking(backends: Sequence[str]) -> str:
-    """The first package that is not installed."""
+    """The first package that is not installed; "" if none."""
+    if not backends:
+        return " and ".join(BACKENDS)
     return next((name for name in ("keras", *backends) if find_spec(name) is None), "")
 
 
@@ -251,7 +253,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print one JSON line per measurement. --check exits with 1 when a difference exceeds its tolerance."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = parse(words)
-    backends = options.backend or [name for name in BACKENDS if find_spec(name)] or [" or ".join(BACKENDS)]
+    installed = [name for name in BACKENDS if find_spec(name)]
+    backends = options.backend or installed[:1]
     if missing := lacking(backends):
         print(f"convlstm_keras.py: {sys.executable} lacks {missing}; {NEEDS}", file=sys.stderr)
         return 2
