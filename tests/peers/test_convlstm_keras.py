@@ -23,9 +23,11 @@ def peer(monkeypatch):
 
 @pytest.fixture
 def backend(peer) -> str:
-    pytest.importorskip("keras")
+    """Without importing any: that takes seconds, and a process has but one."""
     installed = [name for name in peer.BACKENDS if importlib.util.find_spec(name)]
-    return installed[0] if installed else pytest.skip("no backend of Keras")
+    if not installed or importlib.util.find_spec("keras") is None:
+        pytest.skip("no Keras with a backend")
+    return installed[0]
 
 
 def finished(*words: str, **environment: str) -> subprocess.CompletedProcess:
@@ -52,6 +54,7 @@ def test_other_weights_fail_the_check(peer, backend, shared, tmp_path):
     assert done.returncode == 1 and json.loads(done.stdout)["gradient_norm_relative"] > 5e-4
 
 
+@pytest.mark.slow
 def test_bench_prints_one_line_per_measurement(backend):
     done = finished(*TINY, "--backend", backend, "--kernel", "3", "1")
     assert done.returncode == 0, done.stderr
