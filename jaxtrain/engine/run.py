@@ -139,24 +139,31 @@ def open_run(workdir: str | Path) -> Run:
     return Run(folder, values, task, template, params, model_state, Scorer(task, template, "host", None, one), step, last.engine.eval.batch)
 
 
-def write_run(workdir: str | Path, values: Mapping[str, Any], statistics: Statistics, params: Mapping[str, Any]) -> None:
+def write_run(
+    workdir: str | Path, values: Mapping[str, Any], statistics: Statistics, params: Mapping[str, Any],
+    running: Mapping[str, Any] | None = None,
+) -> None:
     """A run folder around given weights (converted from elsewhere): `predict` and `evaluate` then work on it.
 
-    values: a resolved config (`configs.load`); params: "a/b/kernel" -> array. Raises UserError naming every leaf that
-    does not fit the config's model.
+    values: a resolved config (`configs.load`); params: "a/b/kernel" -> array; running: running averages likewise, where the model
+    keeps some. Raises UserError naming every leaf that does not fit the config's model.
     """
     folder = Path(workdir)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: exists and is not empty; name another folder")
     phase = configs.phases(values)[-1]
     task = make_task(values["task"], phase.task, statistics)
-    _, wanted, _ = build_model(task, "float32")
+    template, wanted, _ = build_model(task, "float32")
     check_leaves("weights", wanted, params)
     compute = steps.PRECISIONS["float32"][1]
     _, _, others = nnx.split(task.build(nnx.Rngs(0), compute), nnx.Param, ...)
+    model_state = flatten(others)
+    if running is not None:
+        check_leaves("running averages", {k: model_state[k] for k in template.running}, running)
+        model_state |= {k: jax.numpy.asarray(v, model_state[k].dtype) for k, v in running.items()}
     placed = {k: jax.numpy.asarray(v, wanted[k].dtype) for k, v in params.items()}
     state = steps.initial_state(
-        placed, flatten(others), optimizer.direction(phase.engine.optimizer, wanted, task.groups()), precision="float32", ema=False
+        placed, model_state, optimizer.direction(phase.engine.optimizer, wanted, task.groups()), precision="float32", ema=False
     )
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, values)

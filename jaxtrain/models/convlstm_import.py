@@ -5,7 +5,7 @@ Its cells are ours unchanged (Wx, Wh, b with gates i, f, g, o); its norms and it
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ CELLS = {"encoder_1": "body/encoder/0", "encoder_2": "body/encoder/1", "decoder"
 NORMS = {"encoder_bn_1": "body/between/0/norm", "encoder_bn_2": "body/between/1/norm", "decoder_bn": "body/between/2/norm"}
 CELL_PARTS = {"kernel": "inputs/kernel", "recurrent_kernel": "recurrent/kernel", "bias": "bias"}
 NORM_PARTS = {"gamma": "scale", "beta": "bias", "moving_mean": "mean", "moving_variance": "var"}
+WRAPPERS = ("vars", "cell", "conv_lstm_cell")  # what stands between a layer and its arrays in a Keras file
 PATHS = {  # their name -> ours
     **{f"{layer}/conv_lstm_cell/{theirs}": f"{path}/{ours}" for layer, path in CELLS.items() for theirs, ours in CELL_PARTS.items()},
     **{f"{layer}/{theirs}": f"{path}/{ours}" for layer, path in NORMS.items() for theirs, ours in NORM_PARTS.items()},
@@ -36,7 +37,7 @@ class Imported(NamedTuple):
 
 
 def import_weights(arrays: Arrays) -> Imported:
-    """The network inside `arrays`, named as in the earlier program or in Keras' order of layers ("layers/conv_lstm2d_1/...").
+    """The network inside `arrays`, named as in the earlier program or as in a Keras file ("layers/conv_lstm2d_1/cell/vars/0").
 
     Raises UserError naming every array that is missing, unknown or of another shape.
     """
@@ -64,50 +65,50 @@ def import_weights(arrays: Arrays) -> Imported:
 
 
 def by_layer(arrays: Arrays) -> dict[str, np.ndarray]:
-    """Arrays of a Keras weight file under the earlier program's names: groups by shape, in the order of their numbers.
+    """Arrays of a Keras weight file under the earlier program's names: layers by their shapes, in the order of their numbers.
 
-    Three arrays (kh, kw, Cin, 4H), (kh, kw, H, 4H), (4H,) are a cell, four of (H,) a norm, a kernel with a last axis of 1 and its
-    bias the output. Whatever belongs to none of these is an error.
+    Three arrays (kh, kw, Cin, 4H), (kh, kw, H, 4H), (4H,) are a cell, four of (H,) a norm, a 1x1 kernel and its bias the output;
+    what an optimizer keeps is passed over. Raises UserError for whatever belongs to none of these.
     """
-    groups: dict[str, list[tuple[str, np.ndarray]]] = {}
+    layers: dict[str, dict[int, np.ndarray]] = {}
     for name, value in arrays.items():
-        if value.dtype.kind == "f":
-            groups.setdefault(_layer(name), []).append((name, value))
-    cells, norms, outputs, rest = [], [], [], []
-    for layer in sorted(groups, key=_order):
-        values = [value for _, value in sorted(groups[layer], key=lambda item: _order(item[0]))]
-        ranks = [value.ndim for value in values]
-        kinds = {(4, 4, 1): cells, (1, 1, 1, 1): norms, (5, 1): outputs, (4, 1): outputs, (2, 1): outputs}
-        kinds.get(tuple(ranks), rest).append((layer, values))
-    if rest or (len(cells), len(norms), len(outputs)) != (3, 3, 1):
-        left = "; ".join(f"{layer} {[v.shape for v in values]}" for layer, values in rest) or "none"
+        if not name.startswith("optimizer"):
+            layer, place = _place(name)
+            layers.setdefault(layer, {})[place] = value
+    kinds: dict[tuple[int, ...], list[list[np.ndarray]]] = {(4, 4, 1): [], (1, 1, 1, 1): [], (5, 1): []}
+    left = []
+    for layer in sorted(layers, key=_number):
+        values = [layers[layer][place] for place in sorted(layers[layer])]
+        found = kinds.get(tuple(value.ndim for value in values))
+        found.append(values) if found is not None else left.append(f"{layer} {[value.shape for value in values]}")
+    cells, norms, outputs = kinds.values()
+    if left or (len(cells), len(norms), len(outputs)) != (3, 3, 1):
         raise UserError(
-            f"imported weights: {len(cells)} cells, {len(norms)} norms and {len(outputs)} output layers, expected 3, 3 and 1; "
-            f"left over: {left}"
+            f"imported weights: {len(cells)} cells, {len(norms)} norms and {len(outputs)} output layers, where 3, 3 and 1 make the "
+            f"baseline; left over: {'; '.join(left) or 'nothing'}"
         )
     named: dict[str, np.ndarray] = {}
-    for name, (_, values) in zip(CELLS, cells, strict=True):
+    for name, values in zip(CELLS, cells, strict=True):
         named |= {f"{name}/conv_lstm_cell/{part}": value for part, value in zip(CELL_PARTS, values, strict=True)}
-    for name, (_, values) in zip(NORMS, norms, strict=True):
+    for name, values in zip(NORMS, norms, strict=True):
         named |= {f"{name}/{part}": value for part, value in zip(NORM_PARTS, values, strict=True)}
-    kernel, bias = outputs[0][1]
-    return named | {"output/kernel": kernel.reshape(1, 1, 1, *kernel.shape[-2:]), "output/bias": bias}
+    return named | {"output/kernel": outputs[0][0], "output/bias": outputs[0][1]}
 
 
-def _layer(name: str) -> str:
-    """'_layer_checkpoint_dependencies/conv_lstm2d_1/cell/vars/0' -> what comes before the cell and its variables."""
-    return re.sub(r"(/(cell|conv_lstm_cell|layer|_layer|vars|\d+|\w*kernel|bias|gamma|beta|moving_\w+)(:0)?)+$", "", name)
+def _place(name: str) -> tuple[str, int]:
+    """'layers/conv_lstm2d_1/cell/vars/2' and 'conv_lstm2d_1/conv_lstm_cell/bias:0' -> ('conv_lstm2d_1', 2)."""
+    *path, last = name.removesuffix(":0").split("/")
+    while path and path[-1] in WRAPPERS:
+        path.pop()
+    parts = list(CELL_PARTS) if last in CELL_PARTS else list(NORM_PARTS)
+    place = int(last) if last.isdigit() else parts.index(last) if last in parts else len(parts)
+    return path[-1] if path else name, place
 
 
-def _order(name: str) -> tuple[str, int, int]:
-    """Sort key: the name without its last number, that number (0 where there is none), and the place among Keras' own variables."""
-    numbered = re.match(r"^(.*?)_?(\d*)$", name.removesuffix(":0"))
-    assert numbered is not None
-    stem, number = numbered.groups()
-    parts: Sequence[str] = (*CELL_PARTS, *NORM_PARTS)
-    last = stem.rsplit("/", 1)[-1]
-    place = next((i for i, part in enumerate(parts) if part == last), 0)
-    return ("" if place else stem, int(number or 0), place)
+def _number(layer: str) -> tuple[bool, int]:
+    """Sort key of a layer's name: the number at its end, 0 where there is none; named decoders after encoders."""
+    number = re.search(r"_(\d+)$", layer)
+    return "decoder" in layer, int(number[1]) if number else 0
 
 
 def _compare(arrays: Arrays, expected: Mapping[str, tuple[int, ...]]) -> None:
