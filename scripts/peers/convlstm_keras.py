@@ -10,8 +10,8 @@ product and a sigmoid; mean squared error, Adam, float32. Three programs, timed 
 
 Each runs per --backend and --threads, in a process of its own that is bound to so many cores. Values are uniform noise:
 only speed is measured. Where there is a choice, the cheaper one is taken, so that a speed-up measured against it is not
-flattered: windows are cut beforehand and float32, and the backend is TensorFlow, by far the fastest of the three on a CPU
-(the other two take up to a minute per step of these sizes).
+flattered: windows are cut beforehand and float32, and the backend is TensorFlow if it is there (on two CPU cores, jax
+and torch took ten times its CPU time per window).
 
     python scripts/peers/convlstm_keras.py --steps 3              66 stations, 30 + 15 minutes: one JSON line per program
     python scripts/peers/convlstm_keras.py --check RECORDED.npz   outputs, loss, gradients against recorded arrays
