@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxtrain.models.convlstm_readout import Readout
-from jaxtrain.nn.conv_lstm import ConvLSTM, convolve, convolve_uniform, rows_of, unfold
+from jaxtrain.nn.conv_lstm import ConvLSTM, How, convolve, rows_of, unfold
 from jaxtrain.nn.dropout import Dropout, Source
 
 Inputs = Mapping[str, jax.Array]
@@ -67,15 +67,15 @@ def values_of(fields: jax.Array, sizes: Any) -> jax.Array:
     return jnp.concatenate([fields[..., : 2 * sizes.fields : 2], fields[..., 2 * sizes.fields :]], axis=-1)
 
 
-def plan_rows(planned: jax.Array, folded: bool) -> jax.Array:
-    """planned (B, F, D, K) -> (F, B, ..., X), the same at every station."""
-    plan = planned.swapaxes(0, 1)
-    return plan.reshape(*plan.shape[:2], -1) if folded else plan
+def _everywhere(planned: jax.Array, stations: int) -> jax.Array:
+    """planned (B, F, D, K) -> (B, F, S, D, K), the same at every station."""
+    return jnp.broadcast_to(planned[:, :, None], (*planned.shape[:2], stations, *planned.shape[2:]))
 
 
 def _cell(config: Any, sizes: Any, inputs: int, dtype: Any, rngs: nnx.Rngs) -> ConvLSTM:
-    return ConvLSTM(inputs, config.hidden, config.kernel, sizes.directions, activation=config.activation,
-                    remat=config.remat == "cell", unroll=config.unroll, dtype=dtype, rngs=rngs)  # fmt: skip
+    how = How(config.activation, hoisted=jax.default_backend() != "cpu", unroll=config.unroll)
+    remat = config.remat == "cell"
+    return ConvLSTM(inputs, config.hidden, config.kernel, sizes.directions, how, remat=remat, dtype=dtype, rngs=rngs)
 
 
 class Baseline(nnx.Module):
@@ -91,14 +91,14 @@ class Baseline(nnx.Module):
 
     def __call__(self, inputs: Inputs, base: jax.Array, rngs: Source | None = None) -> jax.Array:
         first, second = self.encoder
-        x = rows_of(values_of(inputs["fields"], self.sizes), first.folded).astype(self.dtype)
-        h, _ = first(first.project(x))
+        x = rows_of(values_of(inputs["fields"], self.sizes), first.folded)
+        h, _ = first(x)
         h = self.between[0](h, rngs)
-        h, _ = second(second.project(h))
+        h, _ = second(h)
         state = self.between[1](h[-1:], rngs)[0]
         of_state, of_plan = self.decoder.kernels(self.hidden, self.sizes.terminal)
-        plan = plan_rows(inputs["planned"], self.decoder.folded).astype(self.dtype)
-        h, _ = self.decoder(convolve_uniform(plan, of_plan, self.sizes.stations), convolve(state, of_state))
+        plan = rows_of(_everywhere(inputs["planned"], self.sizes.stations), self.decoder.folded)
+        h, _ = self.decoder(plan, kernel=of_plan, constant=convolve(state, of_state))
         h = self.between[2](h, rngs)
         return self.emit(unfold(h, self.sizes.directions))[..., 0]
 
@@ -117,10 +117,10 @@ class Paper(nnx.Module):
 
     def __call__(self, inputs: Inputs, base: jax.Array, rngs: Source | None = None) -> jax.Array:
         s, (first, second) = self.sizes, self.encoder
-        x = rows_of(values_of(inputs["fields"], s), first.folded).astype(self.dtype)
-        h, _ = first(first.project(x))
+        x = rows_of(values_of(inputs["fields"], s), first.folded)
+        h, _ = first(x)
         h = self.between(h, rngs)
-        h, _ = second(second.project(h))
+        h, _ = second(h)
         state = unfold(h[-1:], s.directions)[0].swapaxes(1, 2)  # (B, S, D, H)
         flat = jnp.concatenate([state.reshape(len(state), -1), inputs["planned"].astype(self.dtype).reshape(len(state), -1)], axis=-1)
         out = self.emit(flat)  # (outputs, B, F S D)
@@ -145,17 +145,14 @@ class Seq2seq(nnx.Module):
 
     def __call__(self, inputs: Inputs, base: jax.Array, rngs: Source | None = None) -> jax.Array:
         s, (first, second) = self.sizes, self.encoder
-        fields = rows_of(inputs["fields"], first.folded).astype(self.dtype)
         of_fields, of_place = first.kernels(s.channels, self.place_width)
-        h, start = first(convolve(fields, of_fields), self._placed(of_place, first))
-        h, start_second = second(second.project(self.between[0](h, rngs)))
+        h, start = first(rows_of(inputs["fields"], first.folded), kernel=of_fields, constant=self._placed(of_place, first))
+        h, start_second = second(self.between[0](h, rngs))
         first, second = self.decoder
-        of_plan, of_base, of_place = first.kernels(s.terminal, 1, self.place_width)
-        plan = plan_rows(inputs["planned"], first.folded).astype(self.dtype)
-        known = rows_of(base.transpose(1, 0, 3, 2)[..., None], first.folded).astype(self.dtype)
-        gates = convolve(known, of_base) + convolve_uniform(plan, of_plan, s.stations)
-        low, _ = first(gates, self._placed(of_place, first), start)
-        high, _ = second(second.project(self.between[1](low, rngs)), state=start_second)
+        of_future, of_place = first.kernels(s.terminal + 1, self.place_width)
+        future = jnp.concatenate([_everywhere(inputs["planned"], s.stations), base.transpose(1, 0, 3, 2)[..., None]], axis=-1)
+        low, _ = first(rows_of(future, first.folded), kernel=of_future, constant=self._placed(of_place, first), state=start)
+        high, _ = second(self.between[1](low, rngs), state=start_second)
         both = jnp.concatenate([unfold(low, s.directions), unfold(high, s.directions)], axis=-1)
         return self.emit(both)[..., 0]
 

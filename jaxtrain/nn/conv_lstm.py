@@ -1,4 +1,7 @@
-"""Convolutional LSTM along a line: the products of all inputs outside the scan, recurrence and gates inside, and its own gradient.
+"""Convolutional LSTM along a line: one scan over time, with a gradient of its own.
+
+Where steps cost more than memory (accelerators), the inputs of all steps are multiplied at once before the scan and the kernels'
+gradients formed at once behind it (hoisted). On CPU every step does all of its own, while its arrays are in the cache.
 
 The grid is (S stations, D directions). Rows of it are (..., D, S, X) for a kernel one direction wide, every direction a line of its
 own with X = C channels, and (..., S, X) for a wider kernel, which sees all directions at once, X = D C: a 'same' kernel on so narrow an
@@ -6,13 +9,12 @@ axis would spend a third and more of its multiplications on padding. Letters: T 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 CLIP = 20.0  # of a relu cell's state: unclipped it grows without bound
@@ -69,24 +71,11 @@ def _moved(x: jax.Array, offset: int) -> jax.Array:
     return jnp.pad(kept, [(0, 0)] * (x.ndim - 2) + [(max(0, -offset), max(0, offset)), (0, 0)])
 
 
-@jax.custom_vjp
 def convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """'Same' convolution along stations, (..., S, X) by (kh, X, Y) -> (..., S, Y)."""
     kh, width, outputs = kernel.shape
     flat = shifted(x, kh).reshape(-1, kh * width)
     return (flat @ kernel.reshape(kh * width, outputs)).reshape(*x.shape[:-1], outputs)
-
-
-def _convolve_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return convolve(x, kernel), (x, kernel)
-
-
-def _convolve_backward(saved: tuple[jax.Array, jax.Array], d: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
-    return _input_gradient(d, kernel), _kernel_gradient(x, d, len(kernel))
-
-
-convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _input_gradient(d: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -97,19 +86,17 @@ def _input_gradient(d: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def _kernel_gradient(x: jax.Array, d: jax.Array, kh: int) -> jax.Array:
-    """x (..., S, X) and d (..., S, Y) -> (kh, X, Y): a product per tap, which on CPU beats one of `shifted` by up to a third."""
-    flat = d.reshape(-1, d.shape[-1])
-    return jnp.stack([_moved(x, i - kh // 2).reshape(-1, x.shape[-1]).T @ flat for i in range(kh)])
+    """x (..., S, X) and d (..., S, Y) -> (kh, X, Y) float32."""
+    flat = shifted(x, kh).reshape(-1, kh * x.shape[-1])
+    return jnp.matmul(flat.T, d.reshape(len(flat), -1), preferred_element_type=jnp.float32).reshape(kh, x.shape[-1], -1)
 
 
-def convolve_uniform(x: jax.Array, kernel: jax.Array, stations: int) -> jax.Array:
-    """`convolve` of (..., X) that is the same at every station -> (..., S, Y): only the ends differ, by the taps that fall off."""
-    kh, width, outputs = kernel.shape
-    heard = np.arange(stations)[:, None] + np.arange(kh) - kh // 2
-    taps = ((heard >= 0) & (heard < stations)).astype(np.float32)  # (S, kh)
-    sums = (jnp.asarray(taps, kernel.dtype) @ kernel.reshape(kh, -1)).reshape(stations, width, outputs).swapaxes(0, 1)
-    flat = x.reshape(-1, width) @ sums.reshape(width, stations * outputs)
-    return flat.reshape(*x.shape[:-1], stations, outputs)
+class How(NamedTuple):
+    """hoisted: multiply the inputs of all steps at once; unroll: steps in one turn of the scan's loop."""
+
+    activation: str
+    hoisted: bool
+    unroll: int
 
 
 class ConvLSTM(nnx.Module):
@@ -120,21 +107,11 @@ class ConvLSTM(nnx.Module):
     """
 
     def __init__(
-        self,
-        inputs: int,
-        hidden: int,
-        kernel: tuple[int, int],
-        directions: int,
-        *,
-        activation: str,
-        remat: bool,
-        unroll: int,
-        dtype: Any,
-        rngs: nnx.Rngs,
+        self, inputs: int, hidden: int, kernel: tuple[int, int], directions: int, how: How, *, remat: bool, dtype: Any, rngs: nnx.Rngs
     ):
         kh, kw = kernel
         self.directions, self.channels, self.folded = directions, inputs, kw > 1
-        self.activation, self.remat, self.unroll, self.dtype = activation, remat, unroll, dtype
+        self.how, self.remat, self.dtype = how, remat, dtype
         glorot, orthogonal = nnx.initializers.glorot_uniform(), nnx.initializers.orthogonal()
         recurrent = orthogonal(rngs.params(), (kh * kw * hidden, 4 * hidden), jnp.float32)
         self.inputs = nnx.Dict(kernel=nnx.Param(glorot(rngs.params(), (kh, kw, inputs, 4 * hidden), jnp.float32)))
@@ -148,111 +125,144 @@ class ConvLSTM(nnx.Module):
         starts = [sum(widths[:i]) for i in range(len(widths))]
         return [fold_kernel(whole[:, :, start : start + width], self.directions) for start, width in zip(starts, widths, strict=True)]
 
-    def gate_bias(self) -> jax.Array:
-        """(4 Y,)."""
-        bias = self.bias[...].astype(self.dtype)
-        return jnp.tile(bias.reshape(4, 1, -1), (1, self.directions, 1)).reshape(-1) if self.folded else bias
+    def __call__(
+        self, x: jax.Array, *, kernel: jax.Array | None = None, constant: jax.Array | None = None, state: State | None = None
+    ) -> tuple[jax.Array, State]:
+        """x (T, B, ..., S, X) -> h of every step (T, B, ..., S, Y), last state.
 
-    def project(self, x: jax.Array) -> jax.Array:
-        """x (..., S, X) of all channels -> their product, gates (..., S, 4 Y)."""
-        return convolve(x, self.kernels(self.channels)[0])
-
-    def __call__(self, x_gates: jax.Array, constant: jax.Array | None = None, state: State | None = None) -> tuple[jax.Array, State]:
-        """x_gates (T, B, ..., S, 4 Y), the input products of every step -> h of every step (T, B, ..., S, Y), last state.
-
-        constant (B or 1, ..., S, 4 Y): products of inputs that no step changes; the bias comes on top. state: None starts from zeros.
+        kernel (kh, X, 4 Y): the part of `kernels` that x meets, if it is not all channels; constant (B or 1, ..., S, 4 Y): products of
+        the others, which no step changes. state: None starts from zeros.
         """
-        bias = self.gate_bias()
-        constant = bias if constant is None else constant.astype(self.dtype) + bias
-        recurrent = fold_kernel(self.recurrent["kernel"][...].astype(self.dtype), self.directions)
+        dtype = self.dtype
+        kernel = self.kernels(self.channels)[0] if kernel is None else kernel
+        recurrent = fold_kernel(self.recurrent["kernel"][...].astype(dtype), self.directions)
+        bias = self.bias[...].astype(dtype)
+        bias = jnp.tile(bias.reshape(4, 1, -1), (1, self.directions, 1)).reshape(-1) if self.folded else bias
+        constant = bias if constant is None else constant.astype(dtype) + bias
         if state is None:
-            zeros = jnp.zeros((*x_gates.shape[1:-1], x_gates.shape[-1] // 4), jnp.float32)
+            zeros = jnp.zeros((*x.shape[1:-1], recurrent.shape[1]), jnp.float32)
             state = zeros, zeros
-        scan = partial(conv_lstm, activation=self.activation, unroll=self.unroll)
-        scan = jax.checkpoint(scan) if self.remat else scan
-        return scan(recurrent, x_gates.astype(self.dtype), constant, state)
+        scan = partial(conv_lstm, how=self.how)
+        return (jax.checkpoint(scan) if self.remat else scan)(x.astype(dtype), kernel, recurrent, constant, state)
 
 
 def conv_lstm(
-    recurrent: jax.Array, x_gates: jax.Array, constant: jax.Array, state: State, *, activation: str = "tanh", unroll: int = 1
+    x: jax.Array, kernel: jax.Array, recurrent: jax.Array, constant: jax.Array, state: State, how: How
 ) -> tuple[jax.Array, State]:
     """h of every step (T, ..., S, Y) and the last state.
 
-    recurrent (kh, Y, 4 Y); x_gates (T, ..., S, 4 Y) and constant, whatever broadcasts to one step of it, are added to the product of
-    h; state h, c (..., S, Y) float32.
+    x (T, ..., S, X) meets kernel (kh, X, 4 Y), h meets recurrent (kh, Y, 4 Y), all of one type; constant, whatever broadcasts to
+    (..., S, 4 Y), is added to the products; state h, c (..., S, Y) float32.
     """
-    return _scan(x_gates, constant, recurrent, *state, activation, unroll)
+    return _scan(x, kernel, recurrent, constant, *state, how)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
 def _scan(
-    x_gates: jax.Array, constant: jax.Array, kernel: jax.Array, h: jax.Array, c: jax.Array, activation: str, unroll: int
+    x: jax.Array, kernel: jax.Array, recurrent: jax.Array, constant: jax.Array, h: jax.Array, c: jax.Array, how: How
 ) -> tuple[jax.Array, State]:
-    def step(state: State, now: jax.Array) -> tuple[State, jax.Array]:
-        _, c, h = _cell(now, constant, kernel, *state, activation)
-        return (h, c), h.astype(kernel.dtype)
+    product = _product(kernel, recurrent, constant, how)
 
-    last, hs = jax.lax.scan(step, (h, c), x_gates, unroll=unroll)
+    def step(state: State, now: jax.Array) -> tuple[State, jax.Array]:
+        _, c, h = _cell(product(now, state[0]), state[1], how)
+        return (h, c), h.astype(recurrent.dtype)
+
+    last, hs = jax.lax.scan(step, (h, c), convolve(x, kernel) if how.hoisted else x, unroll=how.unroll)
     return hs, last
 
 
-def _cell(
-    now: jax.Array, constant: jax.Array, kernel: jax.Array, h: jax.Array, c: jax.Array, activation: str
-) -> tuple[list[jax.Array], jax.Array, jax.Array]:
-    """One step: gates i, f, g, o after their activations, new c and h."""
-    z = convolve(h.astype(kernel.dtype), kernel).astype(jnp.float32) + now.astype(jnp.float32) + constant.astype(jnp.float32)
+def _product(kernel: jax.Array, recurrent: jax.Array, constant: jax.Array, how: How) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(this step's input, or its product if hoisted, and h) -> the gates before their activations, float32."""
+    both = jnp.concatenate([recurrent, kernel], axis=1)
+    bias = constant.astype(jnp.float32)
+
+    def product(now: jax.Array, h: jax.Array) -> jax.Array:
+        h = h.astype(recurrent.dtype)
+        if how.hoisted:
+            return convolve(h, recurrent).astype(jnp.float32) + now.astype(jnp.float32) + bias
+        return convolve(jnp.concatenate([h, now], axis=-1), both).astype(jnp.float32) + bias
+
+    return product
+
+
+def _cell(z: jax.Array, c: jax.Array, how: How) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """One step: gates i, f, g, o after their activations in one array, new c and h."""
     i, f, g, o = jnp.split(z, 4, axis=-1)
-    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), _act(g, activation), jax.nn.sigmoid(o)
+    i, f, g, o = jax.nn.sigmoid(i), jax.nn.sigmoid(f), _act(g, how.activation), jax.nn.sigmoid(o)
     c = f * c + i * g
-    c = jnp.clip(c, -CLIP, CLIP) if activation == "relu" else c
-    return [i, f, g, o], c, o * _act(c, activation)
+    c = jnp.clip(c, -CLIP, CLIP) if how.activation == "relu" else c
+    return jnp.concatenate([i, f, g, o], axis=-1), c, o * _act(c, how.activation)
 
 
-def _forward(x_gates, constant, kernel, h, c, activation, unroll):  # type: ignore[no-untyped-def]
-    # The gates' activations take the place of their inputs, step by step: one buffer less to fill, and to hold.
+def _forward(x, kernel, recurrent, constant, h, c, how):  # type: ignore[no-untyped-def]
+    steps, dtype = len(x), recurrent.dtype
+    product = _product(kernel, recurrent, constant, how)
+
     def step(carry: Any, t: jax.Array) -> tuple[Any, None]:
         h, c, gates, hs, cs = carry
-        parts, c, h = _cell(_at(gates, t), constant, kernel, h, c, activation)
-        gates = _put(gates, jnp.concatenate(parts, axis=-1), t)
-        return (h, c, gates, _put(hs, h, t + 1), _put(cs, c, t + 1)), None
+        opened, c, h = _cell(product(_at(gates if how.hoisted else x, t), h), c, how)
+        return (h, c, _put(gates, opened, t), _put(hs, h, t + 1), _put(cs, c, t + 1)), None
 
-    steps = len(x_gates)
-    hs = jnp.zeros((steps + 1, *h.shape), kernel.dtype).at[0].set(h.astype(kernel.dtype))
+    # Hoisted, the gates' activations take the place of their inputs, step by step: one buffer less to fill, and to hold.
+    gates = convolve(x, kernel) if how.hoisted else jnp.zeros((*x.shape[:-1], kernel.shape[-1]), dtype)
+    hs = jnp.zeros((steps + 1, *h.shape), dtype).at[0].set(h.astype(dtype))
     cs = jnp.zeros((steps + 1, *c.shape), jnp.float32).at[0].set(c)
-    (h, c, gates, hs, cs), _ = jax.lax.scan(step, (h, c, x_gates, hs, cs), jnp.arange(steps), unroll=unroll)
-    return (hs[1:], (h, c)), (constant, kernel, gates, hs, cs)
+    (h, c, gates, hs, cs), _ = jax.lax.scan(step, (h, c, gates, hs, cs), jnp.arange(steps), unroll=how.unroll)
+    return (hs[1:], (h, c)), (x, kernel, recurrent, constant, gates, hs, cs)
 
 
-def _backward(activation, unroll, saved, cotangents):  # type: ignore[no-untyped-def]
-    constant, kernel, gates, hs, cs = saved
+def _backward(how, saved, cotangents):  # type: ignore[no-untyped-def]
+    x, kernel, recurrent, constant, gates, hs, cs = saved
     d_hs, (d_h, d_c) = cotangents
+    kh, width, _ = recurrent.shape
+    both = jnp.concatenate([recurrent, kernel], axis=1)
 
-    def step(carry: State, t: jax.Array) -> tuple[State, jax.Array]:
-        d_h, d_c = carry
+    def gates_gradient(d_h: jax.Array, d_c: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         d_h = d_h + _at(d_hs, t).astype(jnp.float32)
         i, f, g, o = jnp.split(_at(gates, t).astype(jnp.float32), 4, axis=-1)
         c = _at(cs, t + 1)
-        a = _act(c, activation)
-        d_c = d_c + d_h * o * _slope(a, activation)
-        d_c = jnp.where(jnp.abs(c) < CLIP, d_c, 0) if activation == "relu" else d_c
-        d_z = [d_c * g * i * (1 - i), d_c * _at(cs, t) * f * (1 - f), d_c * i * _slope(g, activation), d_h * a * o * (1 - o)]
-        d_z = jnp.concatenate(d_z, axis=-1).astype(kernel.dtype)
-        return (_input_gradient(d_z, kernel).astype(jnp.float32), d_c * f), d_z
+        a = _act(c, how.activation)
+        d_c = d_c + d_h * o * _slope(a, how.activation)
+        d_c = jnp.where(jnp.abs(c) < CLIP, d_c, 0) if how.activation == "relu" else d_c
+        d_z = [d_c * g * i * (1 - i), d_c * _at(cs, t) * f * (1 - f), d_c * i * _slope(g, how.activation), d_h * a * o * (1 - o)]
+        return jnp.concatenate(d_z, axis=-1).astype(recurrent.dtype), d_c * f
 
-    (d_h, d_c), d_z = jax.lax.scan(step, (d_h, d_c), jnp.arange(len(gates)), reverse=True, unroll=unroll)
-    return d_z, _summed(d_z, constant), _kernel_gradient(hs[:-1], d_z, len(kernel)), d_h, d_c
+    def step_hoisted(carry: State, t: jax.Array) -> tuple[State, jax.Array]:
+        d_z, d_c = gates_gradient(*carry, t)
+        return (_input_gradient(d_z, recurrent).astype(jnp.float32), d_c), d_z
 
+    def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
+        d_h, d_c, d_both, d_constant = carry
+        d_z, d_c = gates_gradient(d_h, d_c, t)
+        d_both = d_both + _kernel_gradient(jnp.concatenate([_at(hs, t), _at(x, t)], axis=-1), d_z, kh)
+        d_constant = d_constant + _summed(d_z, constant)
+        pulled = _input_gradient(d_z, both)
+        return (pulled[..., :width].astype(jnp.float32), d_c, d_both, d_constant), pulled[..., width:]
 
-def _summed(x: jax.Array, like: jax.Array) -> jax.Array:
-    """The gradient of `like`, which was broadcast to x (T, ...): leading axes by a product, ten times as fast on CPU as a sum."""
-    shape = (1,) * (x.ndim - like.ndim) + like.shape
-    leading = next((i for i, (size, own) in enumerate(zip(x.shape, shape, strict=True)) if size == own != 1), x.ndim)
-    flat = x.reshape(math.prod(x.shape[:leading]), -1)
-    total = jnp.ones((1, len(flat)), x.dtype) @ flat
-    return total.reshape(shape[:leading] + x.shape[leading:]).reshape(like.shape)
+    order = {"xs": jnp.arange(len(x)), "reverse": True, "unroll": how.unroll}
+    if how.hoisted:
+        (d_h, d_c), d_z = jax.lax.scan(step_hoisted, (d_h, d_c), **order)
+        d_kernel, d_recurrent = _kernel_gradient(x, d_z, kh), _kernel_gradient(hs[:-1], d_z, kh)
+        d_x, d_constant = _input_gradient(d_z, kernel), _summed(d_z, constant)
+    else:
+        start = d_h, d_c, jnp.zeros(both.shape, jnp.float32), jnp.zeros(constant.shape, jnp.float32)
+        (d_h, d_c, d_both, d_constant), d_x = jax.lax.scan(step, start, **order)
+        d_recurrent, d_kernel = d_both[:, :width], d_both[:, width:]
+    return d_x, d_kernel.astype(kernel.dtype), d_recurrent.astype(recurrent.dtype), d_constant.astype(constant.dtype), d_h, d_c
 
 
 _scan.defvjp(_forward, _backward)
+
+
+def _summed(x: jax.Array, like: jax.Array) -> jax.Array:
+    """The gradient of `like`, which was broadcast to x, float32: leading axes by a product, ten times as fast on CPU as a sum."""
+    shape = (1,) * (x.ndim - like.ndim) + like.shape
+    leading = next((i for i, (size, own) in enumerate(zip(x.shape, shape, strict=True)) if size == own != 1), x.ndim)
+    if leading == 0:
+        return x.reshape(like.shape).astype(jnp.float32)
+    flat = x.reshape(math.prod(x.shape[:leading]), -1)
+    total = jnp.matmul(jnp.ones((1, len(flat)), x.dtype), flat, preferred_element_type=jnp.float32)
+    return total.reshape(shape[:leading] + x.shape[leading:]).reshape(like.shape)
 
 
 def _at(x: jax.Array, t: jax.Array) -> jax.Array:

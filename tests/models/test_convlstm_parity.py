@@ -68,9 +68,9 @@ def test_activations(model: Network, recorded: Arrays) -> None:
     @jax.jit
     def encode(body: Baseline, headway: jax.Array) -> dict[str, jax.Array]:
         first, second = body.encoder
-        h, _ = first(first.project(rows_of(headway, folded=True)))
+        h, _ = first(rows_of(headway, folded=True))
         normed = body.between[0](h, None)
-        last = second(second.project(normed))[0][-1:]
+        last = second(normed)[0][-1:]
         return {"encoder_1": h, "encoder_bn_1": normed, "encoder_2": last, "encoder_bn_2": body.between[1](last, None)}
 
     for name, value in encode(evaluating(model).body, recorded["in/headway"][:1]).items():
