@@ -26,7 +26,8 @@ class LSTM(nnx.Module):
     def __call__(self, x: jax.Array, state: State, mask: jax.Array | None = None) -> tuple[jax.Array, State]:
         """x (B, T, inputs) -> h of every step (B, T, H) and the last state; where mask (B, T) is False the state is held."""
         assert self.inputs.bias is not None
-        wx, wh, b = (part[...].astype(self.dtype) for part in (self.inputs.kernel, self.recurrent.kernel, self.inputs.bias))
+        parts = (self.inputs.kernel[...], self.recurrent.kernel[...], self.inputs.bias[...])
+        wx, wh, b = (part.astype(self.dtype) for part in parts)
         steps = jnp.swapaxes(x.astype(self.dtype), 0, 1)
         kept = None if mask is None else mask.T[..., None]
         h, last = scan_lstm(steps, wx, wh, b, state[0].astype(jnp.float32), state[1].astype(jnp.float32), kept, self.hoisted)

@@ -11,7 +11,6 @@ import pytest
 from flax import nnx
 from tft_problem import parameters
 
-from jaxtrain.errors import UserError
 from jaxtrain.models.tft import TFT
 from jaxtrain.models.tft_import import LEVELS, Imported, import_weights
 
