@@ -30,8 +30,9 @@ class LSTM(nnx.Module):
         wx, wh, b = (part.astype(self.dtype) for part in parts)
         steps = jnp.swapaxes(x.astype(self.dtype), 0, 1)
         kept = None if mask is None else mask.T[..., None]
-        h, last = scan_lstm(steps, wx, wh, b, state[0].astype(jnp.float32), state[1].astype(jnp.float32), kept, self.hoisted)
-        return jnp.swapaxes(h, 0, 1), last
+        h0, c0 = (part.astype(jnp.float32) for part in state)
+        found: Any = scan_lstm(steps, wx, wh, b, h0, c0, kept, self.hoisted)
+        return jnp.swapaxes(found[0], 0, 1), found[1]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(7,))
