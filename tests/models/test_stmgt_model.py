@@ -56,7 +56,12 @@ def test_parameter_counts(overrides: dict[str, Any], nodes: int, in_steps: int, 
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == count
 
 
-@pytest.mark.parametrize("overrides", VARIANTS.values(), ids=VARIANTS)
+SLOW = {"dot", "strong"}
+
+
+@pytest.mark.parametrize(
+    "overrides", [pytest.param(v, id=k, marks=[pytest.mark.slow] if k in SLOW else []) for k, v in VARIANTS.items()]
+)
 def test_every_parameter_has_a_finite_gradient_and_none_is_idle(overrides: dict[str, Any]) -> None:
     model = stir(build(**{**overrides, "dropout": 0.1}))
     graph, params, rest = nnx.split(model, nnx.Param, ...)
@@ -133,6 +138,7 @@ def test_unobserved_targets_and_future_do_not_enter() -> None:
     np.testing.assert_array_equal(model(given).means, model(bare).means)
 
 
+@pytest.mark.slow
 def test_remat_changes_nothing() -> None:
     given = batch()
     found = []

@@ -127,6 +127,7 @@ def earlier_state(width: int, heads: int, blocks: int, outputs: int) -> Arrays:
     return {name: rng.uniform(0.1, 0.5, shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+@pytest.mark.slow
 def test_other_sizes_are_read_off_the_shapes() -> None:
     imported = import_weights(earlier_state(width=16, heads=2, blocks=2, outputs=24), out_steps=8)
     c = imported.config

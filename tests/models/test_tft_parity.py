@@ -47,7 +47,7 @@ def as_inputs(recorded: Arrays) -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("vsn", ["plain", "collapsed"])
+@pytest.mark.parametrize("vsn", [pytest.param("plain", marks=pytest.mark.slow), "collapsed"])
 def test_activations_loss_and_gradient_norms(recorded: Arrays, vsn: str) -> None:
     model = restore(import_weights(weights(recorded)), vsn)
     graph, params, rest = nnx.split(model, nnx.Param, ...)
