@@ -55,6 +55,10 @@ class Checkpoints:
         """The step with the best evaluated value; the latest where nothing was evaluated."""
         return self._manager.best_step()
 
+    def selected(self, select: str) -> int | None:
+        """The step whose weights are tested and served; select: "best" or "last" (`train.select`)."""
+        return self.latest() if select == "last" else self.best()
+
     def save(self, step: int, state: TrainState, meta: Mapping[str, Any], value: float | None) -> None:
         """Start writing; the arrays may be donated at once. value: the monitored score, None without one.
 

@@ -36,6 +36,7 @@ class TrainConfig:
     ema: float = 0.0  # decay of the averaged weights that are evaluated and served; 0 = off
     monitor: str = ""  # score to stop and to keep checkpoints by, e.g. "valid/mae"; "" = the task's
     monitor_mode: str = "min"  # min | max, read with `monitor`
+    select: str = "best"  # weights that are tested and served: best (by the monitored score) | last
     patience: int = 0  # evaluations without gain before stopping; 0 = never
     min_delta: float = 0.0  # a smaller gain does not count
     max_skipped: int = 10  # non-finite steps in a row that are skipped before the run stops
@@ -101,6 +102,7 @@ CHOICES = {
     ("train", "precision"): ("float32", "mixed_bfloat16", "bfloat16"),
     ("train", "placement"): ("device", "host"),
     ("train", "monitor_mode"): ("min", "max"),
+    ("train", "select"): ("best", "last"),
     ("optimizer", "name"): ("adamw", "adam", "sgd", "lion"),
     ("optimizer", "schedule"): ("constant", "cosine", "warm_restarts", "plateau"),
 }

@@ -114,7 +114,7 @@ class Run:
 
 
 def open_run(workdir: str | Path) -> Run:
-    """The best checkpoint of a run folder. Raises UserError when the folder is no run or holds no checkpoint."""
+    """The best (or, with `train.select` "last", the last) checkpoint of a run folder. Raises UserError when the folder is no run or holds no checkpoint."""
     folder = Path(workdir)
     values = read_config(folder)
     phases = configs.phases(values)
@@ -127,7 +127,7 @@ def open_run(workdir: str | Path) -> Run:
             continue
         checkpoints = Checkpoints(place, keep_best=1, mode=_mode(task, phases[number]), read_only=True)
         try:
-            step = checkpoints.best()
+            step = checkpoints.selected(phases[number].engine.train.select)
             if step is not None:
                 params, model_state = checkpoints.restore_weights(step, params, model_state)
                 break

@@ -44,9 +44,9 @@ class Tested:
 
 
 def test(workdir: Path, part: Part, checkpoints: Checkpoints) -> tuple[dict[str, Any], Tested]:
-    """Scores of the best weights and the naive forecasts on every split but train; calibrates first."""
+    """Scores of the best (or, with `train.select` "last", the last) weights and the naive forecasts on every split but train; calibrates first."""
     task, splits, engine = part.task, part.splits, part.phase.engine
-    step = checkpoints.best()
+    step = checkpoints.selected(engine.train.select)
     assert step is not None
     template, params, model_state = build_model(task, engine.train.precision)
     params, model_state = checkpoints.restore_weights(step, params, model_state, sharding=part.layout.replicated())
@@ -70,6 +70,7 @@ def test(workdir: Path, part: Part, checkpoints: Checkpoints) -> tuple[dict[str,
     extra = {name: s for name, s in scores.items() if name not in ("valid", "test")}
     found = {
         **scores["test"],
+        "tested_step": step,
         "valid": scores["valid"]["test"],
         "headline": list(task.headline),
         "examples": {k: len(v) for k, v in splits.named().items()},

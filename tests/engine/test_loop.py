@@ -35,6 +35,15 @@ def test_the_monitor_may_be_another_score_and_grow(tmp_path: Path) -> None:
     assert jaxtrain.load(tmp_path / "run").step == found["best"]["step"]
 
 
+def test_the_last_weights_are_tested_and_served_on_request(tmp_path: Path) -> None:
+    # The error falls while training: asked to grow, its best is an early one.
+    changes = {"train__monitor": "valid/mae", "train__monitor_mode": "max", "eval__every": "10st"}
+    best = run(tmp_path / "best", **changes)
+    last = run(tmp_path / "last", train__select="last", **changes)
+    assert best["tested_step"] == best["best"]["step"] == last["best"]["step"] < last["steps"] == last["tested_step"]
+    assert jaxtrain.load(tmp_path / "last").step == last["steps"] and last["test"]["mae"] < best["test"]["mae"]
+
+
 def test_init_from_starts_with_the_other_runs_weights(tmp_path: Path) -> None:
     run(tmp_path / "first")
     first = jaxtrain.load(tmp_path / "first")
