@@ -67,7 +67,8 @@ class TFT(nnx.Module):
 
         inputs: static_cat (B, .) int32, static_real (B, .), observed_cat (B, k, .), observed_real (B, k, .), known_cat (B, T, .),
         known_real (B, T, .), targets (B, k, R), each absent where the network has no such variable; past_mask (B, k) bool,
-        absent where no example is padded: what stands where it is False is not read. rngs: the source of dropout.
+        absent where no example is padded: what stands where it is False is not read; last (B, R), the targets' last known
+        values, where the last past step may be unknown (only `anchor: last` reads it). rngs: the source of dropout.
         """
         return self.explain(inputs, rngs)["quantiles"]
 
@@ -109,7 +110,7 @@ class TFT(nnx.Module):
         psi = self.positionwise(delta, rngs=rngs)
         out = self.output_gate(psi, phi[:, k:])
         found |= {"selected": selected, "recurrent": recurrent, "phi": phi, "theta": theta, "delta": delta, "psi": psi, "trunk": out}
-        return {**found, "quantiles": self._read(out, inputs["targets"])}
+        return {**found, "quantiles": self._read(out, inputs.get("last", inputs["targets"][:, -1]))}
 
     def _check(self, inputs: Inputs) -> None:
         k, steps = self.context_steps, self.context_steps + self.horizon_steps
@@ -160,12 +161,12 @@ class TFT(nnx.Module):
         past = jnp.ones((batch, tau, k), bool) if mask is None else jnp.broadcast_to(mask[:, None], (batch, tau, k))
         return jnp.concatenate([past, jnp.broadcast_to(ahead, (batch, tau, tau))], axis=2)
 
-    def _read(self, out: jax.Array, targets: jax.Array) -> jax.Array:
+    def _read(self, out: jax.Array, last: jax.Array) -> jax.Array:
         quantiles = self.head(out.astype(jnp.float32)).reshape(*out.shape[:2], len(self.variables.targets), -1)
         if self.config.head == "monotone":
             quantiles = _monotone(quantiles, self.config.quantiles.index(0.5))
         if self.config.anchor == "last":
-            quantiles = quantiles + targets[:, -1, :].astype(jnp.float32)[:, None, :, None]
+            quantiles = quantiles + last.astype(jnp.float32)[:, None, :, None]
         return quantiles
 
 

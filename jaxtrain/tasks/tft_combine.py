@@ -13,8 +13,7 @@ import numpy as np
 
 from jaxtrain.data.dataset import Batch
 from jaxtrain.tasks.task import Sums
-from jaxtrain.tasks.tft_inputs import Units, known_past
-from jaxtrain.tasks.tft_naive import newest
+from jaxtrain.tasks.tft_inputs import Units, known_past, newest
 from jaxtrain.tasks.tft_scores import target_mask
 
 SHARES = np.linspace(0, 1, 11, dtype=np.float32)

@@ -113,6 +113,13 @@ def known_past(batch: Batch, targets: int) -> tuple[jax.Array, jax.Array]:
     return jnp.where(known, past, 0.0), known
 
 
+def newest(past: jax.Array, known: jax.Array) -> jax.Array:
+    """The last known value (B, R) of (B, k, R); 0 where there is none."""
+    steps = jnp.arange(past.shape[1])[:, None]
+    place = jnp.where(known, steps, 0).max(1)
+    return jnp.take_along_axis(past, place[:, None], axis=1)[:, 0]
+
+
 def _moments(values: jax.Array, known: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Mean, deviation (B, R) and whether there was anything, over the known past steps."""
     n = known.sum(1)
@@ -178,6 +185,8 @@ def model_inputs(data: DataConfig, statistics: Statistics, batch: Batch, units: 
         real["known_real"].append(_standard(batch["known"], center, scale, logarithmic[targets + observed :]))
     found = {name: jnp.concatenate(parts, -1) for name, parts in real.items() if parts}
     found["targets"] = standardise(units, past[..., :targets])
+    values, known = known_past(batch, targets)
+    found["last"] = jnp.where(known.any(1), standardise(units, newest(values, known)[:, None])[:, 0], 0.0)
     static = [jnp.asarray(batch["group"])[:, None]] if _has_group(data) else []
     static += [batch["static_cat"]] if roles.static_categorical else []
     categories = {"static_cat": static, "observed_cat": [batch["past_cat"]] if roles.observed_categorical else [],

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtrain.data.dataset import Batch
 from jaxtrain.data.fleet_config import DataConfig
 from jaxtrain.tasks.task import Forecast
-from jaxtrain.tasks.tft_inputs import known_past
+from jaxtrain.tasks.tft_inputs import known_past, newest
 from jaxtrain.tasks.tft_scores import median_of
 
 NAMED_SEASONS = {86400: "day", 604800: "week"}
@@ -47,10 +47,3 @@ def forecasts(data: DataConfig, levels: tuple[float, ...], batch: Batch) -> dict
     found["window"] = {"quantiles": along(jnp.where(any_known[..., None], window, train))}
     found["train"] = {"quantiles": along(train)}
     return found
-
-
-def newest(past: jax.Array, known: jax.Array) -> jax.Array:
-    """The last known value (B, R) of (B, k, R); 0 where there is none."""
-    steps = jnp.arange(past.shape[1])[:, None]
-    place = jnp.where(known, steps, 0).max(1)
-    return jnp.take_along_axis(past, place[:, None], axis=1)[:, 0]

@@ -103,7 +103,8 @@ def test_model_inputs_are_standardised_and_never_missing():
     one["past"][0, 3:6] = np.nan
     found = {k: np.asarray(v) for k, v in jax.jit(lambda b: made._inputs(b)[1])(one).items()}
     widths = made._variables().widths()
-    assert {name: value.shape[-1] for name, value in found.items() if name != "past_mask"} == {k: w for k, w in widths.items() if w}
+    shapes = {name: value.shape[-1] for name, value in found.items() if name not in ("past_mask", "last")}
+    assert shapes == {k: w for k, w in widths.items() if w}
     assert all(np.isfinite(value).all() for value in found.values())
     statistics = made.statistics
     past = one["past"][..., :4].astype(np.float64)
@@ -112,6 +113,7 @@ def test_model_inputs_are_standardised_and_never_missing():
     np.testing.assert_allclose(found["targets"], expected, rtol=1e-4, atol=1e-5)
     assert (found["targets"][0, 3:6] == 0).all() and (found["observed_real"][0, 3:6, 0] == 0).all()
     np.testing.assert_array_equal(found["observed_real"][..., 1], one["present"])
+    np.testing.assert_allclose(found["last"], found["targets"][:, -1], rtol=1e-6)
     cores = (np.log1p(one["static_real"]) - statistics["static_center"]) / statistics["static_scale"]
     np.testing.assert_allclose(found["static_real"], np.concatenate([cores, one["level"]], -1), rtol=1e-5)
     np.testing.assert_array_equal(found["static_cat"], np.column_stack([one["group"], one["static_cat"]]))
@@ -119,6 +121,16 @@ def test_model_inputs_are_standardised_and_never_missing():
     np.testing.assert_array_equal(found["known_real"][..., :5], calendar)
     np.testing.assert_allclose(found["known_real"][0, :, 5], (np.arange(32) - 24) / 24)
     assert found["static_cat"].max() <= SERVERS
+
+
+def test_the_last_known_value_is_found_behind_missing_ones():
+    one, made = batch(), task()
+    one["past"][0, -5:, 1] = np.nan
+    one["past"][1, :, 2] = np.nan
+    found = {k: np.asarray(v) for k, v in made._inputs(one)[1].items()}
+    assert found["last"][0, 1] == pytest.approx(found["targets"][0, -6, 1], rel=1e-6) and found["last"][0, 1] != 0
+    assert found["targets"][0, -1, 1] == 0
+    assert found["last"][1, 2] == 0, "nothing known: the centre"
 
 
 def test_a_run_may_leave_the_derived_inputs_out():
