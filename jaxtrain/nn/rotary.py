@@ -1,0 +1,71 @@
+"""Multi-head attention whose positions are rotations (Su et al., arXiv 2104.09864), on a time axis that coarser memories share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxtrain.nn.linear import Linear
+
+FASTEST = 0.5  # radians per sample of the first pair of features
+SLOWEST = 1000.0  # how much slower the last pair would turn
+OUTPUT_SCALE = 0.3  # of the output kernel at the start
+
+
+def angles(length: int, stride: int, width: int) -> np.ndarray:
+    """(length, width / 2) float32: position i, the middle of `stride` samples, is at (i + 1/2) stride - 1/2."""
+    positions = (np.arange(length) + 0.5) * stride - 0.5
+    return (positions[:, None] * FASTEST * SLOWEST ** (-2 * np.arange(width // 2) / width)).astype(np.float32)
+
+
+def rotate(x: jax.Array, turn: np.ndarray) -> jax.Array:
+    """x (B, T, H, d), turn (T, d / 2): feature k and feature k + d/2 are a point of the plane; computed in float32."""
+    cosine, sine = np.cos(turn)[:, None], np.sin(turn)[:, None]
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cosine - b * sine, a * sine + b * cosine], axis=-1).astype(x.dtype)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> jax.Array:
+    """softmax(q k / sqrt(d)) v, (B, Q, H, d) and (B, S, H, d) -> (B, Q, H, d).
+
+    implementation: xla | cudnn | auto, which takes cuDNN's fused kernel where there is one: on NVIDIA, for two-byte types.
+    """
+    if implementation == "auto":
+        fused = jax.default_backend() == "gpu" and q.dtype in (jnp.bfloat16, jnp.float16)
+        implementation = "cudnn" if fused else "xla"
+    return jax.nn.dot_product_attention(q, k, v, implementation="cudnn" if implementation == "cudnn" else "xla")
+
+
+class RotaryAttention(nnx.Module):
+    """(B, Q, C) over itself, or over a memory (B, S, C) if `cross` -> (B, Q, C). Maps have no bias but for the output's."""
+
+    def __init__(self, width: int, head_width: int, implementation: str, *, cross: bool, dtype: Any, rngs: nnx.Rngs):
+        self.head_width, self.implementation = head_width, implementation
+        if cross:
+            self.query = Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
+            self.memory = Linear(width, 2 * width, use_bias=False, dtype=dtype, rngs=rngs)
+        else:
+            self.inputs = Linear(width, 3 * width, use_bias=False, dtype=dtype, rngs=rngs)
+        small = nnx.initializers.variance_scaling(OUTPUT_SCALE**2, "fan_in", "truncated_normal")
+        self.output = Linear(width, width, kernel_init=small, dtype=dtype, rngs=rngs)
+        self.cross = cross
+
+    def __call__(self, x: jax.Array, stride: int, memory: jax.Array | None = None, memory_stride: int = 0) -> jax.Array:
+        """stride, memory_stride: samples between two rows of x and of memory."""
+        if self.cross:
+            assert memory is not None and memory_stride, "cross-attention needs a memory"
+            q, (k, v) = self.query(x), jnp.split(self.memory(memory), 2, axis=-1)
+        else:
+            q, k, v = jnp.split(self.inputs(x), 3, axis=-1)
+            memory_stride = stride
+        q, k, v = (part.reshape(*part.shape[:2], -1, self.head_width) for part in (q, k, v))
+        q = rotate(q, angles(q.shape[1], stride, self.head_width))
+        k = rotate(k, angles(k.shape[1], memory_stride, self.head_width))
+        return self.output(attend(q, k, v, self.implementation).reshape(x.shape))
+
+
+def attention_products(queries: int, keys: int, width: int) -> int:
+    """Multiply-adds of `RotaryAttention` per example: its four maps, scores and their use."""
+    return 2 * width * width * (queries + keys) + 2 * queries * keys * width
