@@ -137,7 +137,11 @@ class Log:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=30)
+            # The writer names its file by the second, and a second one would overwrite the first.
+            suffix = f".{time.time_ns()}"
+            self._writer = SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=resume_step + 1, flush_secs=30, filename_suffix=suffix
+            )
 
     def scalars(self, step: int, values: Mapping[str, float], **also: Any) -> None:
         """One row of metrics.jsonl, one TensorBoard scalar per value."""
@@ -162,6 +166,17 @@ class Log:
             self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def constant_lines(workdir: Path, lines: Mapping[str, Mapping[str, float]], split: str, last_step: int) -> None:
+    """Scores that do not change with training, {"last": {"mae": ..}}, as TensorBoard runs of their own beside the model's curves."""
+    from tensorboardX import SummaryWriter
+
+    for name, scores in lines.items():
+        with SummaryWriter(str(workdir / "tensorboard" / name)) as writer:
+            for step in (0, last_step):
+                for score, value in scores.items():
+                    writer.add_scalar(f"{split}/{score}", value, step)
 
 
 def _keep_until(path: Path, step: int) -> None:

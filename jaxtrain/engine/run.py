@@ -114,7 +114,10 @@ class Run:
 
 
 def open_run(workdir: str | Path) -> Run:
-    """The best (or, with `train.select` "last", the last) checkpoint of a run folder. Raises UserError when the folder is no run or holds no checkpoint."""
+    """The best checkpoint of a run folder, or the last one where `train.select` says so.
+
+    Raises UserError when the folder is no run or holds no checkpoint.
+    """
     folder = Path(workdir)
     values = read_config(folder)
     phases = configs.phases(values)

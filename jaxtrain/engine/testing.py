@@ -41,10 +41,11 @@ class Tested:
     params: Params
     model_state: Params
     sums: Mapping[str, HostSums]
+    naive_valid: Mapping[str, Mapping[str, float]]  # scores of the naive forecasts on the validation split
 
 
 def test(workdir: Path, part: Part, checkpoints: Checkpoints) -> tuple[dict[str, Any], Tested]:
-    """Scores of the best (or, with `train.select` "last", the last) weights and the naive forecasts on every split but train; calibrates first."""
+    """Scores of the selected weights (`train.select`) and the naive forecasts on every split but train; calibrates first."""
     task, splits, engine = part.task, part.splits, part.phase.engine
     step = checkpoints.selected(engine.train.select)
     assert step is not None
@@ -65,7 +66,8 @@ def test(workdir: Path, part: Part, checkpoints: Checkpoints) -> tuple[dict[str,
             if jax.process_index() == 0:
                 save_statistics(workdir, task.statistics)
         if name == "test":
-            tested = Tested(scorer, dataset, params, model_state, {**sums, "oracle": sampled["oracle"]} if sampled else sums)
+            every = {**sums, "oracle": sampled["oracle"]} if sampled else sums
+            tested = Tested(scorer, dataset, params, model_state, every, scores["valid"]["naive"])
     assert tested is not None
     extra = {name: s for name, s in scores.items() if name not in ("valid", "test")}
     found = {
@@ -92,7 +94,9 @@ def scored(task: Task, sums: Mapping[str, HostSums], sampled: Mapping[str, HostS
 
 
 def draw(workdir: Path, tested: Tested, step: int, *, tensorboard: bool) -> list[Path]:
-    """The task's figures below `figures/` and in TensorBoard."""
+    """The task's figures below `figures/` and in TensorBoard, with the naive forecasts' scores as constant lines."""
+    if tensorboard:
+        report.constant_lines(workdir, tested.naive_valid, "valid", step)
     scorer = replace(tested.scorer, placement="host", gather=None)
     params, model_state = jax.device_get((tested.params, tested.model_state))
     predict = scorer.predict(tested.dataset, params, model_state, FIGURE_BATCH)
