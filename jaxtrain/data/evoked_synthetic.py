@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxtrain.data import evoked_noise
-from jaxtrain.data.evoked_config import SAMPLE_MS, SAMPLES, DataConfig
+from jaxtrain.data.evoked_config import SAMPLE_MS, SAMPLES
 from jaxtrain.data.evoked_records import Records
 
 # Per class: NORMAL, NOROPATI, SNIK, TOTAL, ITIK.
@@ -78,10 +78,10 @@ class Wave:
     drift: np.ndarray  # (R, 2) uV
 
 
-def clinic(config: DataConfig) -> tuple[Records, Hidden]:
-    """Every record of `config.patients` patients, in order of patient, ear and level, and what was hidden behind it."""
-    rng = np.random.default_rng(config.seed)
-    patients = draw_patients(rng, config.patients)
+def clinic(count: int, seed: int) -> tuple[Records, Hidden]:
+    """Every record of `count` patients, in order of patient, ear and level, and what was hidden behind it."""
+    rng = np.random.default_rng(seed)
+    patients = draw_patients(rng, count)
     ears = draw_ears(rng, patients)
     ear, level = draw_levels(rng, patients, ears)
     wave, lam = draw_waves(rng, patients, ears, ear, level)
@@ -109,7 +109,7 @@ def clinic(config: DataConfig) -> tuple[Records, Hidden]:
         statics=statics.astype(np.float32), label=label.astype(np.int32), present=present.astype(np.int8),
         latency_ms=latency.astype(np.float32), amplitude_uv=amplitude.astype(np.float32),
         threshold_db=threshold[ear].astype(np.float32), patient=patient.astype(np.int32),
-        patients=np.array([f"p{i:04d}" for i in range(config.patients)]), ear=ears.side[ear].astype(np.int32), ears=np.array(["L", "R"]),
+        patients=np.array([f"p{i:04d}" for i in range(count)]), ear=ears.side[ear].astype(np.int32), ears=np.array(["L", "R"]),
         record=np.array([f"r{i:06d}" for i in range(len(ear))]), units="uV",
     )  # fmt: skip
     return records, Hidden(wave.tau5, p_present, wave.amplitude, sigma, ears.theta[ear])
