@@ -184,7 +184,7 @@ class Task(contract.Task):
         assert isinstance(model, network.TFT)
         units, inputs = self._inputs(batch)
         found = dict(model.explain(inputs)) if explain else {"quantiles": model(inputs)}
-        found["quantiles"] = ascending(tft_inputs.physical(units, found["quantiles"]))
+        found["quantiles"] = tft_inputs.ascending(tft_inputs.physical(units, found["quantiles"]))
         share = self.statistics.get("last_share")
         if share is not None and np.any(share > 0):
             found["quantiles"] = tft_combine.shift(found["quantiles"], batch, share, scores.median_of(self.levels), units)
@@ -201,11 +201,11 @@ class Task(contract.Task):
         quantiles = self.predict(model, batch)["quantiles"]
         sums = self.score_forecast({"quantiles": quantiles}, batch)
         if self.config.score.combine_last and "last_share" not in self.statistics:
-            sums |= tft_combine.share_sums(quantiles, batch, scores.median_of(self.levels))
+            sums |= tft_combine.share_sums(quantiles, batch, self.levels, scores.median_of(self.levels))
         return sums
 
     def calibrate(self, sums: Mapping[str, np.ndarray]) -> Statistics:
-        """`last_share` (R,): how far the forecasts of score.combine_last are shifted towards the last value, see `tft_combine`."""
+        """`last_share` (R, Q): how far the forecasts of score.combine_last are shifted towards the last value, see `tft_combine`."""
         if "combine" not in sums:
             return {}
         return {"last_share": tft_combine.fitted(sums, self.config.data.targets, self.config.score.combine_last)}
@@ -274,12 +274,3 @@ class Task(contract.Task):
             return None
         data = self.config.data
         return 3 * flops_per_window(self.config.model, self._variables(), data.context_steps, data.horizon_steps)
-
-
-def ascending(quantiles: jax.Array) -> jax.Array:
-    """Sorted along the last axis, by exchanging neighbours: for a handful of levels many times faster on CPU than a general sort."""
-    columns = [quantiles[..., q] for q in range(quantiles.shape[-1])]
-    for last in range(len(columns) - 1, 0, -1):
-        for q in range(last):
-            columns[q], columns[q + 1] = jnp.minimum(columns[q], columns[q + 1]), jnp.maximum(columns[q], columns[q + 1])
-    return jnp.stack(columns, -1)

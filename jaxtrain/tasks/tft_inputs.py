@@ -158,6 +158,15 @@ def physical(units: Units, quantiles: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.minimum(value, high), units.low[:, None])
 
 
+def ascending(quantiles: jax.Array) -> jax.Array:
+    """Sorted along the last axis, by exchanging neighbours: for a handful of levels many times faster on CPU than a general sort."""
+    columns = [quantiles[..., q] for q in range(quantiles.shape[-1])]
+    for last in range(len(columns) - 1, 0, -1):
+        for q in range(last):
+            columns[q], columns[q + 1] = jnp.minimum(columns[q], columns[q + 1]), jnp.maximum(columns[q], columns[q + 1])
+    return jnp.stack(columns, -1)
+
+
 def model_inputs(data: DataConfig, statistics: Statistics, batch: Batch, units: Units) -> dict[str, jax.Array]:
     """The arrays that the network takes, in the order of `variables`; empty ones are left out."""
     roles = fleet_config.roles(data)

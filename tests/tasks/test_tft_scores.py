@@ -6,7 +6,7 @@ import pytest
 from tft_case import LEVELS, SERVERS, TARGETS, batch, host, pinball, splits, task
 
 from jaxtrain.tasks import tft_naive, tft_scores
-from jaxtrain.tasks.tft import ascending
+from jaxtrain.tasks.tft_inputs import ascending
 
 ALERTS = "{'cpu_percent': 40.0, 'load_average': 3.0}"
 
