@@ -161,7 +161,7 @@ CAMPAIGN = {  # flight -> campaign, date, sortie
 }
 
 
-def _campaign(config: ConfigDict) -> dict[str, Any]:
+def _campaign(config: Any) -> dict[str, Any]:
     """The campaign's flights; what names flight A of the embedded five names 30Oct24."""
     phases = tuple(dict(phase) for phase in config.phases)
     for phase in phases:
@@ -181,7 +181,7 @@ def _campaign(config: ConfigDict) -> dict[str, Any]:
 
 
 # What each preset changes, as "section.key".
-PRESETS: dict[str, dict[str, Any] | Callable[[ConfigDict], dict[str, Any]]] = {
+PRESETS: dict[str, dict[str, Any] | Callable[[Any], dict[str, Any]]] = {
     "default": {},
     "original": ORIGINAL,
     "tuned": {
