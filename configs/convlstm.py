@@ -16,6 +16,7 @@ Presets (`configs/convlstm.py:NAME`; `NAME+NAME` applies several, left to right)
     quantile   80 % interval from quantiles 0.1, 0.5, 0.9 (pinball loss)
     gaussian   mean and standard deviation (likelihood loss)
     age        minutes since the last train instead of the gap between the last two
+    rollout    forecasts fed back up to an hour ahead, scored by quarter hours; the other field is forecast too
     dart       Dublin's DART line: arrivals and snapshots, local time Europe/Dublin
     dart_cpu   the same with half the width and 1,200 steps, averaged weights: a quarter of an hour on two CPU cores
     speed      `track1` on 158,506 windows of 200 days, 3 epochs
@@ -184,6 +185,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "quantile": {"model.head": "quantile", "loss.kind": "pinball"},
     "gaussian": {"model.head": "gaussian", "loss.kind": "nll"},
     "age": {"data.target": "age"},
+    "rollout": {"loss.auxiliary": 0.3, "score.rollout_minutes": (15, 30, 45, 60)},
     "dart": DART,
     "dart_cpu": {
         **DART, "model.hidden": 16, "train.batch": 32, "train.duration": "1200st", "train.ema": 0.99, "eval.every": "400st",

@@ -21,6 +21,7 @@ from jaxtrain.engine.config import nearest, section
 from jaxtrain.errors import UserError
 from jaxtrain.models import convlstm as network
 from jaxtrain.tasks import convlstm_inputs as door
+from jaxtrain.tasks import convlstm_intervals as intervals
 from jaxtrain.tasks import convlstm_naive as reference
 from jaxtrain.tasks import convlstm_scores as scores
 from jaxtrain.tasks import convlstm_serving as serving
@@ -281,6 +282,8 @@ class Task(contract.Task):
         elif "quantiles" in found:
             quantiles = cap * jnp.clip(found["quantiles"], 0, 1)
             forecast |= {"quantiles": quantiles, "lower": quantiles[..., 0], "upper": quantiles[..., -1]}
+        if "interval_factor" in self.statistics and "lower" in forecast:
+            forecast = intervals.scaled(forecast, self.statistics["interval_factor"], cap)
         return forecast | {name: found[name] for name in ("copy_weights",) if name in found}
 
     def naive(self, batch: Batch) -> dict[str, Forecast]:
@@ -312,7 +315,16 @@ class Task(contract.Task):
         if "sigma" in forecast:
             y = jnp.asarray(batch["target"], jnp.float32)
             forecast["crps"] = scores.gaussian_crps(forecast["value"], forecast["sigma"], y)
-        return self.score_forecast(forecast, batch)
+        sums = self.score_forecast(forecast, batch)
+        if "lower" in forecast and "interval_factor" not in self.statistics and batch["target"].shape[1] == self.config.data.horizon:
+            sums |= intervals.inside_sums(forecast, batch)
+        return sums
+
+    def calibrate(self, sums: Mapping[str, np.ndarray]) -> Statistics:
+        """`interval_factor` (F,) of a head with an interval: see `convlstm_intervals`."""
+        if "interval/n" not in sums:
+            return {}
+        return {"interval_factor": intervals.fitted(sums, self.levels[-1] - self.levels[0])}
 
     def score_forecast(self, forecast: Forecast, batch: Batch) -> Sums:
         """The sums that a forecast allows: value (B, F, S, D); optionally lower, upper, quantiles, draws."""
