@@ -193,7 +193,7 @@ PRESETS: dict[str, dict[str, Any] | Callable[[Any], dict[str, Any]]] = {
     },
     "smoke": {
         "phases": _phases("A", "2st", "last"), "data.temporal_frames": 3, "data.synthetic.height": 16, "data.synthetic.width": 24,
-        "data.synthetic.label_factor": 0.15, "model.channels": (8, 8, 16), "model.dense": (16, 8), "model.norm": "batch",
+        "data.synthetic.label_factor": 0.3, "model.channels": (8, 8, 16), "model.dense": (16, 8), "model.norm": "batch",
         "model.frames": "each", "model.remat": True, "loss.kind": "weighted_huber_mae", "loss.under_weight": 1.2,
         "loss.hard_fraction": 0.35, "train.batch": 8, "train.accumulate": 2, "train.duration": "2st", "optimizer.lr": 1e-3,
         "optimizer.warmup": "1st", "optimizer.decay": "2st", "eval.every": "1st",
