@@ -8,6 +8,7 @@ of the first target row; with data.clock also clock (B, L, 4), sine and cosine o
 """
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from jaxtrain.data.dataset import Arrays, Batch, Dataset, Splits, Statistics
 from jaxtrain.data.headway_config import DAY_MINUTES, FIELDS, DataConfig, check_config
 from jaxtrain.data.headway_field import raster
 from jaxtrain.data.headway_files import read
+from jaxtrain.data.headway_plan import check_clock
 from jaxtrain.data.headway_splits import cut, training_dates, windows
 from jaxtrain.data.headway_statistics import check_known, link_minutes, plan_statistics, training_statistics, travel_minutes
 from jaxtrain.data.headway_synthetic import tables as embedded_tables
@@ -38,6 +40,9 @@ def splits(config: DataConfig) -> Splits:
         line = headway_prepared.read(config)
         found = cut(config, line, where)
         links = headway_prepared.link_minutes(config, line, found.training)
+        if config.schedule and config.check_clock and config.target == "headway":
+            clock = check_clock(config, config.schedule, line.planned[..., 0], line.headway, found.training, line.directions)
+            line = replace(line, notes=line.notes + clock)
     else:
         tables = read(config) if config.path else embedded_tables(config)
         dates = training_dates(config, tables.service_dates)

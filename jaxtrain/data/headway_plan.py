@@ -155,7 +155,8 @@ def check_clock(
 
 def _shifted(series: np.ndarray, rows: int) -> np.ndarray:
     moved = np.full_like(series, np.nan)
-    moved[max(rows, 0) : len(series) + min(rows, 0)] = series[max(-rows, 0) : len(series) - max(rows, 0)]
+    if abs(rows) < len(series):
+        moved[max(rows, 0) : len(series) + min(rows, 0)] = series[max(-rows, 0) : len(series) - max(rows, 0)]
     return moved
 
 

@@ -7,8 +7,10 @@ import pytest
 from headway_arrivals import days, tables, train
 from headway_lines import config
 
+from jaxtrain.data import headway
 from jaxtrain.data import headway_prepared as prepared
 from jaxtrain.data.headway_field import raster
+from jaxtrain.errors import UserError
 
 
 def arrays(folder, field, schedule=None, **changes):
@@ -101,3 +103,15 @@ def test_travel_times_come_from_lags(tmp_path, target, align):
     dead[:, 1] = 0
     links = prepared.link_minutes(changed, prepared.read(arrays(tmp_path, dead, target=target, align=align)), training)
     assert np.isnan(links[0, :2]).all() and np.isfinite(links[0, 2])
+
+
+def test_a_schedule_in_another_time_zone_is_refused(tmp_path):
+    minutes = np.arange(4 * 1440)
+    plan = np.stack([10 + 5 * np.sin(2 * np.pi * minutes / 1440), 8 + 3 * np.cos(2 * np.pi * minutes / 1440)], axis=1)
+    field = plan[:, None].repeat(3, axis=1) + np.random.default_rng(0).normal(0, 0.5, (len(minutes), 3, 2))
+    found = headway.splits(arrays(tmp_path, field, plan))
+    assert any("planned and observed headways correlate by" in note for note in found.notes)
+    late = np.roll(plan, 300, axis=0)
+    with pytest.raises(UserError, match=r"y\.npy: planned and observed headways of 0 trains fit best with the plan moved by -5 h"):
+        headway.splits(arrays(tmp_path, field, late))
+    assert not any("correlate" in note for note in headway.splits(arrays(tmp_path, field, late, check_clock=False)).notes)
