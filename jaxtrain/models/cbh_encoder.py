@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrain.nn.conv import Conv3x3, max_pool, uniform
-from jaxtrain.nn.norm import BatchNorm, GroupNorm, channel_moments
+from jaxtrain.nn.conv import Conv3x3, uniform
+from jaxtrain.nn.norm import BatchNorm, GroupNorm
+from jaxtrain.nn.norm_pool import Modulation, norm_pool, pool_known
 
 GROUPS = 8
 SLOPE = 0.01  # of LeakyReLU
@@ -46,16 +47,17 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, film: Pair | None, kept: jax.Array) -> jax.Array:
         """x (N, H, W, inputs), film: gain and offset (N, outputs), kept (N, outputs) -> (N, H // 2, W // 2, outputs)."""
-        x = self.conv(x)
-        y = jax.nn.leaky_relu(_modulated(x, self.norm.affine(*channel_moments(x))), SLOPE)
-        if film is not None:
-            y = _modulated(y, film)
-        return (max_pool(y) * kept[:, None, None]).astype(x.dtype)
-
-
-def _modulated(x: jax.Array, pair: Pair) -> jax.Array:
-    gain, offset = pair
-    return gain[:, None, None] * x + offset[:, None, None]
+        norm = self.norm
+        # A dropped channel is one with gain and offset 0.
+        gain, offset = (kept, jnp.zeros_like(kept)) if film is None else (kept * film[0], kept * film[1])
+        x, how = self.conv.unbiased(x), Modulation(self.conv.bias[...], norm.scale[...], norm.bias[...], gain, offset)
+        if isinstance(norm, GroupNorm):
+            return norm_pool(x, how, norm.groups, SLOPE)[0]
+        if norm.use_running_average:
+            return pool_known(x, how, norm.running(), SLOPE)
+        y, moments = norm_pool(x, how, 0, SLOPE)
+        norm.move(moments)
+        return y
 
 
 class NadirPool(nnx.Module):
@@ -90,6 +92,11 @@ class Encoder(nnx.Module):
         self.blocks = nnx.List([Block(*sizes, config.norm, dtype=dtype, rngs=rngs) for sizes in zip(widths, widths[1:], strict=False)])
         self.pool = NadirPool(widths[-1]) if config.pool == "nadir" else None
 
+    @property
+    def moves(self) -> bool:
+        """Whether a call moves running statistics."""
+        return any(isinstance(block.norm, BatchNorm) and not block.norm.use_running_average for block in self.blocks)
+
     def __call__(self, x: jax.Array, offset: jax.Array, film: Pair | None, kept: tuple[jax.Array, ...]) -> Encoded:
         """offset (N,) or (): of the frame from the window's centre; film: of the first block; kept: (N, C) of every block."""
         gate = None
@@ -100,15 +107,15 @@ class Encoder(nnx.Module):
             x = block(x, film if number == 0 else None, factors)
         if self.pool is not None:
             return self.pool(x, offset)
-        return Encoded(channel_moments(x)[0], None if gate is None else gate[..., 0].astype(jnp.float32))
+        return Encoded(x.astype(jnp.float32).mean((1, 2)), None if gate is None else gate[..., 0].astype(jnp.float32))
 
 
 def encode_together(encoder: Encoder, x: jax.Array, film: Pair | None, kept: tuple[jax.Array, ...]) -> Encoded:
     """All frames at once: x (B, T, H, W, C), film (B, C), kept (B, T, C) -> Encoded of (B, T, ...)."""
     windows, frames = x.shape[:2]
-    flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), (x, kept))
+    image, *factors = (a.reshape(-1, *a.shape[2:]) for a in (x, *kept))
     film = None if film is None else (jnp.repeat(film[0], frames, 0), jnp.repeat(film[1], frames, 0))
-    found = encoder(flat[0], jnp.tile(offsets(frames), windows), film, flat[1])
+    found = encoder(image, jnp.tile(offsets(frames), windows), film, tuple(factors))
     return jax.tree.map(lambda a: a.reshape(windows, frames, *a.shape[1:]), found)
 
 
@@ -130,7 +137,8 @@ def encode_each(encoder: Encoder, x: jax.Array, film: Pair | None, kept: tuple[j
     # Inside a scan nothing can be merged across iterations anyway.
     step = jax.checkpoint(frame, prevent_cse=False) if remat else frame
     running, found = jax.lax.scan(step, running, (by_frame[0], offsets(x.shape[1]), by_frame[1]))
-    nnx.update(encoder, running)
+    if encoder.moves:
+        nnx.update(encoder, running)
     return jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
 
 

@@ -10,7 +10,8 @@ from jaxtrain.errors import UserError
 from jaxtrain.models.cbh_encoder import SLOPE
 from jaxtrain.nn.dropout import Dropout, Source
 from jaxtrain.nn.linear import Linear
-from jaxtrain.nn.norm import EPSILON, BatchNorm
+from jaxtrain.nn.norm import BatchNorm
+from jaxtrain.nn.norm_pool import EPSILON
 
 XAVIER = nnx.initializers.glorot_normal()
 
@@ -79,9 +80,6 @@ def _norm(kind: str, width: int, rngs: nnx.Rngs) -> BatchNorm | nnx.LayerNorm:
 
 
 def _normed(norm: BatchNorm | nnx.LayerNorm, x: jax.Array) -> jax.Array:
-    if not isinstance(norm, BatchNorm):
-        return norm(x)
-    if len(x) < 2 and not norm.use_running_average:
+    if isinstance(norm, BatchNorm) and len(x) < 2 and not norm.use_running_average:
         raise UserError("config.train.batch: batch norm of the dense layers needs 2 windows or more at a time, got 1; use model.norm=group")
-    gain, offset = norm.affine(x, x * x)
-    return gain * x + offset
+    return norm(x)

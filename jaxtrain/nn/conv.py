@@ -22,7 +22,11 @@ class Conv3x3(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype)) + self.bias[...].astype(self.dtype)
+        return self.unbiased(x) + self.bias[...].astype(self.dtype)
+
+    def unbiased(self, x: jax.Array) -> jax.Array:
+        """Without the bias, for whoever adds it later."""
+        return convolve(x.astype(self.dtype), self.kernel[...].astype(self.dtype))
 
 
 def uniform(key: jax.Array, count: int, limit: float) -> jax.Array:

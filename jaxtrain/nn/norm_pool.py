@@ -1,0 +1,150 @@
+"""Norm, LeakyReLU, FiLM and 2 x 2 max-pool of a convolution's output, as one function with a gradient of its own.
+
+All of it rises or falls monotonically in each channel of each example. So pooling comes first, maximum or minimum by the sign of the
+slope, the same result to the bit, and everything else is done on a quarter of the values. The gradient keeps the convolution's output
+alone, takes its sums over pooled maps, and subtracts means before it multiplies, which float32 needs where sums nearly cancel.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+EPSILON = 1e-5
+
+
+class Modulation(NamedTuple):
+    """What is done to every channel, float32: conv_bias, scale, bias (C,) of convolution and norm; gain, offset (N, C) of FiLM."""
+
+    conv_bias: jax.Array
+    scale: jax.Array
+    bias: jax.Array
+    gain: jax.Array
+    offset: jax.Array
+
+
+class Moments(NamedTuple):
+    """Mean and biased variance, (C,) of batch norm or (N, C) of group norm, float32."""
+
+    mean: jax.Array
+    var: jax.Array
+
+
+def norm_pool(x: jax.Array, m: Modulation, groups: int, slope: float) -> tuple[jax.Array, Moments]:
+    """max_pool(gain * leaky_relu(norm(x + conv_bias)) + offset) of x (N, H, W, C), and the norm's moments.
+
+    groups: of group norm; 0 is batch norm over N, H and W. An odd last row or column counts in the norm and is left out of the pool.
+    The moments have no gradient.
+    """
+    return _norm_pool(x, m, groups, slope)
+
+
+def pool_known(x: jax.Array, m: Modulation, moments: Moments, slope: float) -> jax.Array:
+    """As `norm_pool`, with known moments (batch norm while evaluating)."""
+    rate = jax.lax.rsqrt(moments.var + EPSILON)
+    factor, shift = rate * m.scale, (m.conv_bias - moments.mean) * rate * m.scale + m.bias
+    picked = _picked(x, factor * m.gain).astype(jnp.float32)
+    y = _wide(m.gain) * _leaky(factor * picked + shift, slope) + _wide(m.offset)
+    return y.astype(x.dtype)
+
+
+class _Kept(NamedTuple):
+    """Of the forward pass: x (N, H, W, C), its pooled values (N, h, w, C), and (N, C) or (1, C): shift, rate, both of the norm."""
+
+    x: jax.Array
+    picked: jax.Array
+    center: jax.Array  # what is subtracted from x
+    rate: jax.Array
+    mean: jax.Array  # of x over places (N, C)
+    m: Modulation
+
+
+def _forward(x: jax.Array, m: Modulation, groups: int, slope: float) -> tuple[tuple[jax.Array, Moments], _Kept]:
+    wide = x.astype(jnp.float32)
+    mean, square = jnp.mean(wide, (1, 2)), jnp.mean(wide * wide, (1, 2))
+    center = _pooled_over(mean + m.conv_bias, groups)
+    second = _pooled_over(square + (2 * mean + m.conv_bias) * m.conv_bias, groups)
+    var = jnp.maximum(second - center**2, 0)
+    rate = jax.lax.rsqrt(var + EPSILON)
+    kept = _Kept(x, _picked(x, m.scale * m.gain), center - m.conv_bias, rate, mean, m)
+    u = _normed(kept)
+    y = (_wide(m.gain) * _leaky(_wide(m.scale) * u + _wide(m.bias), slope) + _wide(m.offset)).astype(x.dtype)
+    moments = Moments(center, var) if groups else Moments(center[0], var[0])
+    return (y, moments), kept
+
+
+def _backward(groups: int, slope: float, kept: _Kept, cotangents: tuple[jax.Array, Moments]) -> tuple[jax.Array, Modulation]:
+    x, m = kept.x, kept.m
+    dy = cotangents[0].astype(jnp.float32)
+    u = _normed(kept)
+    v = _wide(m.scale) * u + _wide(m.bias)
+    dv = dy * _wide(m.gain) * jnp.where(v >= 0, 1.0, slope)
+    sums = [jnp.sum(part, (1, 2)) for part in (dy, dy * _leaky(v, slope), dv, dv * u)]
+    along, across = (_pooled_over(m.scale * part, groups) / (x.shape[1] * x.shape[2]) for part in sums[2:])
+    du = dv * _wide(m.scale) / _ties(x, kept.picked)
+    dx = kept.rate[:, None, None] * (
+        _unpooled(du, x, kept.picked) - along[:, None, None] - (x.astype(jnp.float32) - _wide(kept.center)) * _wide(kept.rate * across)
+    )
+    away = (kept.mean - kept.center) * kept.rate  # mean of the normalised map over places
+    dbias = kept.rate * (m.scale * sums[2] - x.shape[1] * x.shape[2] * (along + away * across))
+    return dx.astype(x.dtype), Modulation(
+        jnp.sum(dbias, 0), jnp.sum(sums[3], 0), jnp.sum(sums[2], 0), _like(sums[1], m.gain), _like(sums[0], m.offset)
+    )
+
+
+def _primal(x: jax.Array, m: Modulation, groups: int, slope: float) -> tuple[jax.Array, Moments]:
+    return _forward(x, m, groups, slope)[0]
+
+
+_norm_pool = jax.custom_vjp(_primal, nondiff_argnums=(2, 3))
+_norm_pool.defvjp(_forward, _backward)
+
+
+def _pooled_over(moment: jax.Array, groups: int) -> jax.Array:
+    """The mean of (N, C) over what is normalised together, as (1, C) for batch norm or (N, C)."""
+    if not groups:
+        return jnp.mean(moment, 0, keepdims=True)
+    grouped = jnp.mean(moment.reshape(len(moment), groups, -1), -1)
+    return jnp.repeat(grouped, moment.shape[1] // groups, 1)
+
+
+def _wide(per_channel: jax.Array) -> jax.Array:
+    """(C,) or (N, C) -> against maps."""
+    return per_channel if per_channel.ndim == 1 else per_channel[:, None, None]
+
+
+def _like(sums: jax.Array, part: jax.Array) -> jax.Array:
+    return sums if len(part) == len(sums) else jnp.sum(sums, 0, keepdims=True)
+
+
+def _normed(kept: _Kept) -> jax.Array:
+    return (kept.picked.astype(jnp.float32) - _wide(kept.center)) * _wide(kept.rate)
+
+
+def _leaky(v: jax.Array, slope: float) -> jax.Array:
+    return jnp.where(v >= 0, v, slope * v)
+
+
+def _corners(x: jax.Array) -> list[jax.Array]:
+    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    return [x[:, i:height:2, j:width:2] for i in range(2) for j in range(2)]
+
+
+def _picked(x: jax.Array, sign: jax.Array) -> jax.Array:
+    """Maximum of 2 x 2 blocks where sign >= 0, else minimum."""
+    a, b, c, d = _corners(x)
+    high, low = jnp.maximum(jnp.maximum(a, b), jnp.maximum(c, d)), jnp.minimum(jnp.minimum(a, b), jnp.minimum(c, d))
+    return jnp.where(_wide(sign) >= 0, high, low)
+
+
+def _ties(x: jax.Array, picked: jax.Array) -> jax.Array:
+    """How many of a block's values are the picked one: they share its gradient."""
+    return sum((corner == picked).astype(jnp.float32) for corner in _corners(x))  # pyright: ignore[reportReturnType]
+
+
+def _unpooled(du: jax.Array, x: jax.Array, picked: jax.Array) -> jax.Array:
+    """du (N, h, w, C) at the picked values of x, 0 elsewhere: (N, H, W, C)."""
+    examples, height, width, channels = picked.shape
+    even = x[:, : 2 * height, : 2 * width].reshape(examples, height, 2, width, 2, channels)
+    spread = jnp.where(even == picked[:, :, None, :, None], du[:, :, None, :, None], 0).reshape(examples, 2 * height, 2 * width, channels)
+    return jnp.pad(spread, ((0, 0), (0, x.shape[1] - 2 * height), (0, x.shape[2] - 2 * width), (0, 0)))
