@@ -115,7 +115,7 @@ def terms(config: LossConfig, statistics: Statistics, found: Mapping[str, jax.Ar
     losses: dict[str, jax.Array] = {}
     if "signal" in found and config.signal:
         target = (jnp.asarray(batch["target"], jnp.float32) - center[:, None]) / scale[:, None]
-        losses["signal"] = mean(rho(config.kind, found["signal"] - target).mean(-1), 1.0, 1.0)
+        losses["signal"] = mean(rho(config.kind, found["signal"] - target).mean(-1), batch["target_ok"], 1.0)
     if "existence" in found and config.existence:
         event = jnp.asarray(batch["present"], jnp.float32)
         bce = jax.nn.softplus(found["existence"]) - event * found["existence"]
@@ -124,7 +124,7 @@ def terms(config: LossConfig, statistics: Statistics, found: Mapping[str, jax.Ar
         weights = class_weights(config.class_weights, statistics["class_share"])
         label = jnp.asarray(batch["label"], jnp.int32)
         entropy = cross_entropy(found["class_logits"], label, weights, config.label_smoothing, focal=config.class_weights == "focal")
-        losses["classes"] = mean(entropy, label >= 0, statistics["valid_share_label"])
+        losses["classes"] = mean(entropy, label >= 0, statistics["valid_share_class"])
     spread = jnp.zeros(())
     for name, (value, ln_sd, label, valid, share) in measured(statistics, found, batch).items():
         sd = np.float32(max(float(statistics[f"{name}_std"]), 1e-6))
