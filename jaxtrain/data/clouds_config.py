@@ -36,6 +36,19 @@ class SyntheticConfig:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """How a triple of files becomes a flight; keys of the `data` section with the same names."""
+
+    folder: str  # of the files' names
+    rows: tuple[int, int]
+    reduce: int
+    base_km: tuple[float, float]
+    match_s: float
+    nav_gap_s: float
+    angles: tuple[str, ...]  # of "sza" and "saa" those that must be known
+
+
+@dataclass(frozen=True)
 class DataConfig:
     path: str  # folder of the flights' files; "" = the embedded flight simulator
     flights: tuple[FlightConfig, ...]
@@ -65,12 +78,14 @@ class DataConfig:
         return self.temporal_frames // 2
 
     @property
-    def needs_zenith(self) -> bool:
-        return self.angles in ("both", "sza_only")
+    def needed_angles(self) -> tuple[str, ...]:
+        """Of "sza" and "saa" those that a window must have."""
+        return {"both": ("sza", "saa"), "sza_only": ("sza",), "saa_only": ("saa",), "none": ()}[self.angles]
 
     @property
-    def needs_azimuth(self) -> bool:
-        return self.angles in ("both", "saa_only")
+    def reading(self) -> Reading:
+        """The keys that reading a flight needs."""
+        return Reading(self.path, self.rows, self.reduce, self.base_km, self.match_s, self.nav_gap_s, self.needed_angles)
 
 
 def check_config(config: DataConfig) -> None:
