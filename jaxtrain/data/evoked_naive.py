@@ -18,7 +18,7 @@ CELLS = (LEVELS + 1, len(FMP_EDGES) + 2, 3)
 LEAST_ROWS = 10  # of a cell; else the value of all records
 GROUPS, GROUP_STEP_DB = 15, 10
 MODES = 40  # kept of 200: the others pass less than a thousandth
-LEAST_GROUP = 30  # records of a level group; else the filter of all
+LEAST_GROUP = 100  # records of a level group; else the filter of all
 PEAK_MS = (4.8, 9.75)
 Covariance = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (signal, target), each (n, 200) -> (200, 200) of what is wanted
 
@@ -56,21 +56,17 @@ def table_statistics(batch: dict[str, np.ndarray], class_share: np.ndarray) -> S
         "latency_ms": (batch["latency_ms"], batch["peak_ok"], np.median, 0.0),
         "amplitude_uv": (batch["amplitude_uv"], batch["peak_ok"], np.median, 0.0),
         "threshold_db": (batch["threshold_db"], batch["threshold_ok"], np.median, 0.0),
-        "class": (one_hot, batch["label"] >= 0, lambda values: values.mean(axis=0), class_share),
+        "class": (one_hot, batch["label"] >= 0, np.mean, class_share),
     }
     return {f"table_{name}": _by_cell(values, ok, cell, how, default) for name, (values, ok, how, default) in parts.items()}
 
 
 def _by_cell(values: np.ndarray, ok: np.ndarray, cell: np.ndarray, how: Callable[..., Any], default: Any) -> np.ndarray:
     values, cell = values[ok], cell[ok]
-    everything = how(values) if len(values) else default
     table = np.empty((int(np.prod(CELLS)), *values.shape[1:]), np.float32)
-    table[:] = everything
-    order = np.argsort(cell, kind="stable")
-    numbers, starts = np.unique(cell[order], return_index=True)
-    for number, rows in zip(numbers, np.split(order, starts[1:]), strict=True):
-        if len(rows) >= LEAST_ROWS:
-            table[number] = how(values[rows])
+    table[:] = how(values, axis=0) if len(values) else default
+    for number in np.flatnonzero(np.bincount(cell) >= LEAST_ROWS):
+        table[number] = how(values[cell == number], axis=0)
     return table.reshape(*CELLS, *values.shape[1:])
 
 
