@@ -35,8 +35,8 @@ def main(arguments: Sequence[str]) -> int:
         flight = read_triple(reading, entry)
         rows = np.arange(len(flight)) if options.all_frames else _needed(flight, options.window)
         if not len(rows):
-            raise UserError(f"{flight.source}: flight {flight.name}: no label has a whole window of {options.window} frames; lower --window, "
-                            "or use --all-frames")  # fmt: skip
+            raise UserError(f"{flight.source}: flight {flight.name}: no label has a whole window of {options.window} frames; lower "
+                            "--window, or use --all-frames")  # fmt: skip
         path = options.out / f"{entry.name}.{options.format}"
         clouds_prepared.write(path, flight, rows, _meta(entry, options), _change(flight, rows, options))
         steps = " -> ".join(f"{count:,} {what}" for what, count in flight.funnel)
