@@ -17,13 +17,13 @@ Summarize = Callable[[Mapping[str, np.ndarray]], dict[str, float]]
 FLIGHTS = ("#1f5fa8", "#d98324", "#2e8b57", "#b8503e", "#7d5ba6", "#8c6d31", "#3a9ab2", "#c2528b")
 INK, GREY = "#222222", "#8c8c8c"
 USES = {  # of an index row's role: colour of its background
-    "train": ((0,), "#e4e4e4"), "valid": ((1, 3), "#f6e3b5"), "test": ((2, 4), "#cfe0f3"), "interval": ((5, 6), "#d8ecd4"),
+    "train": ((0,), "#e4e4e4"), "valid": ((1, 3), "#f6e3b5"), "test": ((2, 4), "#cfe0f3"), "interval": ((5,), "#d8ecd4"),
 }  # fmt: skip
 PANELS = {"train": (0,), "valid": (1, 3), "test, between own blocks": (2,), "test, held-out flight": PARTS["flight"][1:]}
 REFERENCES = ("near", "last*", "ridge", "boost", "oracle")  # columns of reference_km
 SHOWN = 600  # windows predicted for the figures
 EACH = 3  # best and worst windows
-ERROR_BINS_KM = np.arange(-1.0, 1.01, 0.05)
+ERROR_BINS_KM = np.arange(-1.0, 1.01, 0.1)  # the outermost also hold what lies beyond
 HEIGHT_BINS_KM = np.arange(0, 2.11, 0.1)
 
 
@@ -73,7 +73,7 @@ def _color(number: int) -> str:
 
 def truth(layout: Layout, shown: Mapping[str, np.ndarray]) -> Any:
     """Truth against forecast by use of the rows, coloured by flight; below each panel the mean absolute errors of model and references."""
-    figure, axes = _axes(14, 4.4, 1, len(PANELS))
+    figure, axes = _axes(15, 4.8, 1, len(PANELS))
     for axis, (title, roles) in zip(axes[0], PANELS.items(), strict=True):
         chosen = np.isin(shown["role"], roles)
         for number, name, mask in _by_flight(layout, shown, chosen):
@@ -99,7 +99,7 @@ def _errors_text(layout: Layout, shown: Mapping[str, np.ndarray], chosen: np.nda
     named |= {name: shown["reference_km"][chosen, i] for i, name in enumerate(REFERENCES)}
     errors = {name: np.abs(values - height)[np.isfinite(values)] for name, values in named.items()}
     texts = [f"{name} {error.mean():.3f}" for name, error in errors.items() if len(error)]
-    return f"lidar base, km\nMAE, km: {', '.join(texts[:4])}\n{', '.join(texts[4:])}"
+    return f"lidar base, km\nMAE, km: {', '.join(texts[:3])}\n{', '.join(texts[3:])}"
 
 
 def flights(layout: Layout, shown: Mapping[str, np.ndarray]) -> Any:
@@ -132,7 +132,8 @@ def _stretches(role: np.ndarray, minutes: np.ndarray) -> Iterator[tuple[str, flo
     start = 0
     for end in range(1, len(use) + 1):
         if end == len(use) or use[end] != use[start]:
-            yield str(use[start]), float(minutes[start]), float(minutes[end - 1])
+            if use[start]:
+                yield str(use[start]), float(minutes[start]), float(minutes[end - 1])
             start = end
 
 
@@ -173,7 +174,7 @@ def _tested(shown: Mapping[str, np.ndarray], part: str) -> np.ndarray:
 def references(summarize: Summarize, sums: Sums) -> Any:
     """MAE of model and references, between own blocks and on the held-out flight side by side."""
     scores = {name: summarize(values) for name, values in sums.items()}
-    names = [name for name in scores if any(f"mae_km/{part}" in scores[name] for part in ("blocked", "flight"))]
+    names = [name for name in ("model", "mean", *REFERENCES) if name in scores]
     figure, axes = _axes(9, 4.4)
     axis, place = axes[0, 0], np.arange(len(names))
     for shift, part, color in ((-0.2, "blocked", GREY), (0.2, "flight", FLIGHTS[0])):
@@ -199,9 +200,9 @@ def best_and_worst(layout: Layout, shown: Mapping[str, np.ndarray]) -> Any:
             frame = shown["frames"][b, t]
             axis.imshow(frame, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=(0, frame.shape[1], frame.shape[0], 0))
             if "map" in shown:
-                looked = shown["map"][b, t]
-                axis.imshow(looked, cmap="inferno", alpha=0.35, extent=(0, frame.shape[1], frame.shape[0], 0), vmin=0,
-                            vmax=max(float(shown["map"][b].max()), 1e-6), interpolation="bilinear")  # fmt: skip
+                share = shown["map"][b, t] / max(float(shown["map"][b].max()), 1e-6)
+                red = np.stack([np.ones_like(share), 0.3 * np.ones_like(share), np.zeros_like(share), 0.6 * share], -1)
+                axis.imshow(red, extent=(0, frame.shape[1], frame.shape[0], 0), interpolation="bilinear")
             axis.plot(frame.shape[1] / 2, frame.shape[0] / 2, "+", color="#3fd0ff", markersize=7)
             axis.grid(False)
             axis.set_xticks([])
@@ -209,7 +210,8 @@ def best_and_worst(layout: Layout, shown: Mapping[str, np.ndarray]) -> Any:
             axis.set_xlabel(f"{t - count // 2:+d}: {shown['frame_weights'][b, t]:.2f}", fontsize=8)
         row[0].set_ylabel(f"flight {layout.flights[shown['flight'][b]]}\nlidar {shown['height_km'][b]:.2f} km\n"
                           f"forecast {shown['base_km'][b]:.2f}", fontsize=8)  # fmt: skip
-    figure.suptitle("best and worst test windows; below each frame its offset and weight; + nadir at the centre frame", fontsize=9)
+    title = "best and worst test windows; below each frame its offset and weight; red: where the network looked; +: the frame's centre"
+    figure.suptitle(title, fontsize=8, wrap=True)
     return figure
 
 
