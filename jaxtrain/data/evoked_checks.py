@@ -11,6 +11,7 @@ MOST_FLAT = 1e-3  # share of flat records that may be dropped
 SD_RANGE_UV = (0.001, 5.0)  # of the median record
 HALVES_SHARE = 0.05  # of the record's SD, between the average and the mean of its halves
 ZSCORE_TOLERANCE = 1e-3
+ROUNDING = 1e-5  # of its largest sample, the SD of a constant record in float32
 
 
 def check_waveforms(found: Records, target: str, *, drop_flat: bool = True) -> Records:
@@ -20,8 +21,8 @@ def check_waveforms(found: Records, target: str, *, drop_flat: bool = True) -> R
         wave = getattr(found, name)
         if wave is not None:
             _check_finite(found, name, wave)
-    found = _without_flat(found, drop_flat)
     _check_units(found)
+    found = _without_flat(found, drop_flat)
     if target == "other_half":
         _check_halves(found)
     return found
@@ -67,7 +68,8 @@ def _check_units(found: Records) -> None:
         raise UserError(f"{found.where}: units is uV but every record has SD 1: looks like z-scores; set units to zscore, or give the "
                         "records as they were before scaling")  # fmt: skip
     median, (low, high) = float(np.median(sd)), SD_RANGE_UV
-    if low <= median <= high:
+    # In volts every record is flat, but not beside its own size.
+    if low <= median <= high or median <= ROUNDING * np.median(np.abs(found.signal).max(1)):
         return
     name, factor = ("volts", 1e6) if median < 1e-5 else ("millivolts", 1e3) if median < low else ("nanovolts", 1e-3)
     raise UserError(f"{found.where}: units is uV but the median record has SD {median:.3g}: looks like {name}; multiply all waveforms by "
