@@ -132,7 +132,10 @@ def _windows(
 
 def funnel_note(flight: Flight, labels: int, windows: parts.Windows) -> str:
     """'flight A: 2,400 profiles -> 1,900 ocean -> ... -> 501 labels -> 498 whole windows (2 leave the file, ...)'."""
-    steps = [*((f"{count:,} {name}") for name, count in flight.funnel), f"{labels:,} labels", f"{len(windows.centres):,} whole windows"]
+    steps = [f"{count:,} {name}" for name, count in flight.funnel]
+    if not flight.funnel or flight.funnel[-1][1] != labels:
+        steps.append(f"{labels:,} labels")
+    steps.append(f"{len(windows.centres):,} whole windows")
     dropped = ", ".join(f"{count} {why}" for why, count in windows.dropped.items() if count)
     return f"flight {flight.name}: {' -> '.join(steps)}" + (f" ({dropped})" if dropped else "")
 

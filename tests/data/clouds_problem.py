@@ -110,8 +110,9 @@ def write_flights(folder: Path) -> dict[str, Triple]:
     return {name: Triple(name).write(folder) for name in DATES}
 
 
-def prepared(frames=60, **changes):
-    """Arrays of a prepared flight with a label every fifth frame."""
+def prepared(**changes):
+    """Arrays of a prepared flight of 60 frames with a label every fifth."""
+    frames = 60
     rng = np.random.default_rng(1)
     base = np.full(frames, np.nan, np.float32)
     base[2::5] = rng.uniform(0.3, 1.5, len(base[2::5]))
