@@ -44,11 +44,6 @@ class DataConfig:
     statics_sd: float  # in training SDs
     hide_statics: float  # probability that each of the four values is marked missing in training
 
-    @property
-    def directions(self) -> int:
-        """Examples that one record gives: both ways between its halves, or one."""
-        return 2 if self.target == "other_half" else 1
-
 
 def check_config(config: DataConfig) -> None:
     """Raises UserError naming the key, its value and what is possible."""

@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxtrain.data.evoked_config import WINDOW_END_MS, DataConfig
 from jaxtrain.data.evoked_records import Records
+from jaxtrain.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,14 @@ def _filled(values: np.ndarray, ok: np.ndarray) -> np.ndarray:
 def derived_thresholds(found: Records) -> np.ndarray:
     """(R,) dB: per ear the lowest level with a wave V, if all higher levels have one too and a lower one was tested without; else NaN.
 
-    A level has a wave V where any of its records does. Records without ear, level or a reader's word take no part.
+    A level has a wave V where any of its records does. Records without ear, level or a reader's word take no part. Raises UserError
+    where no record has an ear.
     """
     level = found.statics[:, 1]
+    if not (found.ear >= 0).any():
+        raise UserError(
+            f"{found.where}: config.data.threshold 'derive' needs the column ear, which is absent or empty; add it, or choose none"
+        )
     usable = (found.ear >= 0) & np.isfinite(level) & (found.present >= 0)
     ear = found.patient.astype(np.int64) * len(found.ears) + found.ear
     threshold = np.full(len(found), np.nan)

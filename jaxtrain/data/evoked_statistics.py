@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxtrain.data import evoked_naive as naive
+from jaxtrain.data import evoked_noise
 from jaxtrain.data.dataset import Batch, Statistics
 from jaxtrain.data.evoked_config import CLASSES, DataConfig
 from jaxtrain.data.evoked_records import Records
@@ -78,7 +79,7 @@ def _level_waves(batch: Mapping[str, np.ndarray]) -> Statistics:
 def _wiener(config: DataConfig, batch: Batch, found: Records) -> Statistics:
     """The filters, wiener_v (): median noise variance of a signal, uV^2, and wiener_share (): v / var(signal) where it is fixed, else 0."""
     signal, target, statics, ok = (batch[name] for name in ("signal", "target", "statics", "statics_ok"))
-    k = naive.noise_covariance(found.half_a, found.half_b)
+    k = naive.noise_covariance(found.half_a, found.half_b) if config.path else evoked_noise.covariance()
     share, v = 0.0, np.median(signal.var(1))
     s_of = naive.signal_covariance
     if config.target == "other_half":

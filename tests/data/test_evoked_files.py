@@ -39,7 +39,7 @@ def test_parquet_and_hdf5_agree(tmp_path: Path) -> None:
     found["class"][0], found["v_present"][0], found["ear"][3] = "", None, ""
     parquet = {**found, "class": [name or None for name in found["class"]], "ear": [e or None for e in found["ear"]]}
     a = evoked.load(config(path=write_parquet(tmp_path / "a.parquet", parquet)))
-    b = evoked.load(config(path=write_hdf5(tmp_path / "a.h5", for_hdf5(found))))
+    b = evoked.load(config(path=write_hdf5(tmp_path / "a.h5", for_hdf5(found), {**ATTRIBUTES, "sample_rate_hz": 20_000.0})))
     same(a, b)
     np.testing.assert_array_equal(a.signal, found["signal"])
     np.testing.assert_array_equal(a.statics[:, 3], found["fmp"])
@@ -74,6 +74,12 @@ def test_absent_columns_are_derived(tmp_path: Path) -> None:
 def test_class_names_are_read_with_their_diacritics(tmp_path: Path, name: str) -> None:
     table = read_table(write_parquet(tmp_path / "a.parquet", {**columns(2, 1), "class": [name, "itık"]}))
     assert records(table, config().class_names).label.tolist() == [1, 4]
+
+
+def test_a_peak_without_latency_is_masked(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "a.parquet", changed(columns(), "v_latency_ms", 4, np.nan))
+    found = evoked.inputs(config(), RUN, path, labelled=True).arrays
+    assert found["present"][4] and found["present_ok"][4] and not found["peak_ok"][4] and found["peak_ok"][5]
 
 
 def test_few_flat_records_are_dropped_and_named(tmp_path: Path) -> None:
@@ -133,6 +139,11 @@ def short(folder: Path) -> DataConfig:
     return config(path=write_parquet(folder / "a.parquet", {**found, "signal": waves}))
 
 
+def without_record(folder: Path) -> DataConfig:
+    found = columns()
+    return config(path=write_parquet(folder / "a.parquet", {**found, "signal": [*found["signal"][:6], None, *found["signal"][7:]]}))
+
+
 def scaled(factor: float) -> Make:
     waves = {name: columns()[name] * np.float32(factor) for name in ("signal", "half_a", "half_b", "clean")}
     return good(**waves)
@@ -161,6 +172,7 @@ FAULTS: dict[str, tuple[Make, str]] = {
     "no signal": (good(signal=None), r"columns missing: signal; found: half_a, half_b"),
     "no patients": (good(patient_id=None), r"columns missing: patient_id; found: signal"),
     "short record": (short, r"row 5, signal: 190 samples, expected 200 \(so in 2 rows\); resample or crop to 10 ms at 20 kHz"),
+    "null record": (without_record, r"row 6, signal: 0 samples, expected 200 \(so in 1 rows\)"),
     "short records": (hdf5(signal=np.zeros((24, 100), np.float32)), r"row 0, signal: 100 samples, expected 200"),
     "one axis": (hdf5(signal=np.zeros(24, np.float32)), r"row 0, signal: holds float32 of shape \(24,\), expected \(records, 200\)"),
     "scalar signal": (good(signal=np.zeros(24)), r"row 0, signal: holds double, expected a list of 200 float32"),
@@ -201,6 +213,7 @@ FAULTS: dict[str, tuple[Make, str]] = {
         r"row 11: the mean of half_a and half_b differs from signal by up to 4\.\d+ \(so in 1 rows\)",
     ),
     "leak": (cell("signal", columns()["signal"][4], 20), r"rows 4 and 20: the same waveform under patients p1 and p6 would leak"),
+    "derived without ears": (good(ear=None, threshold="derive"), r"config\.data\.threshold 'derive' needs the column ear"),
     "rare class": (good(**{"class": ["ITIK"] * 6 + ["NORMAL"] * 18}), r"class ITIK has 2 patients, 3 are needed .*data\.groups"),
     "no such patient": (good(groups={"test": ("p99",)}), r"data\.groups 'test': no patient p99; the file has p0, p1"),
     "empty train": (
