@@ -103,7 +103,9 @@ class JoinedFrames:
             found = np.where(np.isfinite(found), found, fill[:, None, None])
         return found.reshape(*rows.shape, *self.shape[1:])
 
+    @property
     def __jax_array__(self) -> Any:
+        # Looked up when the arrays are put on a device, which these would not fit.
         raise UserError(f"config.data.max_gib: the frames take {self.nbytes / 2**30:.1f} GiB and stay in their files; set "
                         "train.placement=host, or raise data.max_gib")  # fmt: skip
 
