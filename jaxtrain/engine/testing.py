@@ -108,16 +108,22 @@ def draw(workdir: Path, tested: Tested, step: int, *, tensorboard: bool) -> list
 
 
 def render(summary: Mapping[str, Any]) -> str:
-    """The printed table: the model, the naive forecasts and the oracle on the same test examples."""
-    naive = summary["naive"]
-    key = summary["headline"][0]
-    ordered = sorted(naive, key=lambda n: naive[n].get(key) if naive[n].get(key) is not None else float("inf"))
-    rows = {"model": summary["test"], **{name: naive[name] for name in ordered}}
-    if "oracle" in summary:
-        rows[f"oracle (1 of {summary['oracle']['every']})"] = summary["oracle"]["scores"]
-    text = report.score_table(f"test, {summary['examples']['test']:,} examples", rows, summary["headline"])
+    """The printed tables: the model, the naive forecasts and the oracle on the same test examples; then every further split."""
+    text = _split_table("test", summary, summary)
     if summary.get("skill"):
         s, every = summary["skill"], summary["oracle"]["every"]
         text += f"\nskill {s['skill']:.2f} on 1 of {every} examples: "
         text += f"model {s['model']:.3f}, best naive {s['naive']:.3f}, oracle {s['oracle']:.3f}"
+    for name, found in summary.get("more", {}).items():
+        text += "\n" + _split_table(name, found, summary)
     return text + "".join(f"\nnote: {note}" for note in summary["notes"])
+
+
+def _split_table(name: str, found: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """found: {"test": scores, "naive": {name: scores}, maybe "oracle"} of one split; best naive forecast first."""
+    naive, key = found["naive"], summary["headline"][0]
+    ordered = sorted(naive, key=lambda n: naive[n].get(key) if naive[n].get(key) is not None else float("inf"))
+    rows = {"model": found["test"], **{n: naive[n] for n in ordered}}
+    if "oracle" in found:
+        rows[f"oracle (1 of {found['oracle']['every']})"] = found["oracle"]["scores"]
+    return report.score_table(f"{name}, {summary['examples'][name]:,} examples", rows, summary["headline"])

@@ -8,6 +8,7 @@ import pytest
 import sixth_problem
 from sixth_problem import summary
 
+from jaxtrain.engine.testing import render
 from jaxtrain.engine.train import train_and_test
 
 
@@ -49,3 +50,11 @@ def test_naive_scores_are_constant_lines_beside_the_models(workdir: Path) -> Non
         (first, low), (last, high) = lines["valid/mae"]
         assert (first, last) == (0, done["steps"]) and low == high > 0
     assert set(done["naive"]) == {p.name for p in (workdir / "tensorboard").iterdir() if p.is_dir()}
+
+
+def test_further_splits_have_a_table_of_their_own() -> None:
+    half = {"test": {"mae": 1.0}, "naive": {"worse": {"mae": 3.0}, "better": {"mae": 2.0}}}
+    text = render({**half, "headline": ["mae", "r2"], "examples": {"test": 5, "rollout": 4}, "notes": ["so"], "more": {"rollout": half}})
+    rows = [line.split() for line in text.splitlines()]
+    assert [row[0] for row in rows] == ["test,", "model", "better", "worse", "rollout,", "model", "better", "worse", "note:"]
+    assert rows[4][1] == "4" and "r2" not in text
