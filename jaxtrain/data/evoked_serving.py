@@ -64,7 +64,7 @@ def readable(found: Records) -> dict[str, np.ndarray]:
 def series_threshold(level_db: np.ndarray, v_probability: np.ndarray) -> float:
     """dB: the theta on a 1-dB grid in -10..110 whose logistic((level - theta)/5) has the least cross-entropy with the probabilities.
 
-    level_db, v_probability (n,); of equal thetas the middle one. NaN with fewer than 4 different levels.
+    level_db, v_probability (n,). NaN with fewer than 4 different levels.
     """
     known = np.isfinite(level_db)
     level, p = level_db[known].astype(np.float64), v_probability[known].astype(np.float64)
@@ -73,5 +73,4 @@ def series_threshold(level_db: np.ndarray, v_probability: np.ndarray) -> float:
     logit = (level - GRID_DB[:, None]) / SLOPE_DB
     # -p ln q - (1 - p) ln(1 - q) with q = logistic(x) is ln(1 + e^-x) + (1 - p) x.
     loss = (np.logaddexp(0, -logit) + (1 - p) * logit).sum(1)
-    best = np.flatnonzero(loss <= loss.min() + 1e-9)
-    return float(GRID_DB[best[len(best) // 2]])
+    return float(GRID_DB[loss.argmin()])

@@ -51,7 +51,7 @@ def fmp_from_halves(signal: np.ndarray, half_a: np.ndarray, half_b: np.ndarray) 
 
 def plain(name: str) -> str:
     """A class name without case, diacritics and surrounding space."""
-    letters = unicodedata.normalize("NFKD", name.strip().replace("ı", "i").replace("İ", "I"))
+    letters = unicodedata.normalize("NFKD", name.strip())
     return "".join(c for c in letters if not unicodedata.combining(c)).upper()
 
 
