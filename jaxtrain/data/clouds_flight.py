@@ -116,6 +116,12 @@ def check_known(flight: Flight, needed: Sequence[str]) -> None:
                             "at most 5 % may be); mend the navigation, raise data.nav_gap_s or set data.angles")  # fmt: skip
 
 
+def azimuth_notes(azimuth: np.ndarray, name: str) -> tuple[str, ...]:
+    """A sentence about azimuths outside 0..360 degrees, which are brought into it."""
+    outside = int(((azimuth < 0) | (azimuth > 360)).sum())
+    return (f"flight {name}: {outside} azimuths outside 0..360 were turned into it",) if outside else ()
+
+
 def relative_azimuth(saa: np.ndarray, heading: np.ndarray | None) -> np.ndarray:
     """(N,) float32 azimuth minus heading, in [0, 360) degrees: the image turns with the aircraft."""
     return np.mod(saa if heading is None else saa - heading, 360).astype(np.float32)

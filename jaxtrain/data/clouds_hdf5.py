@@ -19,7 +19,7 @@ def opened(path: str) -> Iterator[Any]:
     try:
         with h5py.File(file, "r") as content:
             yield content
-    except (OSError, RuntimeError, KeyError, ValueError) as fault:
+    except (OSError, RuntimeError, KeyError) as fault:
         reason = " ".join(str(fault).split())
         raise UserError(f"{path}: {file.stat().st_size:,} bytes, not a readable HDF5 file ({reason}); copy or download it again") from None
 

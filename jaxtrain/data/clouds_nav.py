@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxtrain.data.clouds_flight import check_angles
+from jaxtrain.data.clouds_flight import azimuth_notes, check_angles
 from jaxtrain.data.clouds_hdf5 import column, has, opened
 from jaxtrain.data.clouds_lidar import DAY_S, check_overlap
 from jaxtrain.errors import UserError
@@ -45,7 +45,7 @@ def read_navigation(path: str, name: str, frame_time: np.ndarray, gap_s: float, 
         if values is not None and len(values) != rows:
             raise UserError(f"{path}: {other} has {len(values)} rows, but {ZENITH} has {rows}; all must have one row per moment")
     check_angles(columns, path)
-    notes = _turned(columns["saa"], name)
+    notes = azimuth_notes(columns["saa"], name)
     if time is None:
         if rows != len(frame_time):
             raise UserError(f"{path}: no time ({', '.join(TIMES)}), and {rows} rows for {len(frame_time)} frames cannot be joined by row; "
@@ -96,10 +96,3 @@ def _direction(time: np.ndarray, degrees: np.ndarray, at: np.ndarray, gap_s: flo
     radians = np.radians(degrees)
     sine, cosine = linear(time, np.sin(radians), at, gap_s), linear(time, np.cos(radians), at, gap_s)
     return np.mod(np.degrees(np.arctan2(sine, cosine)), 360)
-
-
-def _turned(azimuth: np.ndarray, name: str) -> tuple[str, ...]:
-    """A note about azimuths outside [0, 360), which are brought into it."""
-    outside = int(((azimuth < 0) | (azimuth > 360)).sum())
-    return (f"flight {name}: {outside} azimuths outside 0..360 were turned into it",) if outside else ()
-

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxtrain.data.array_files import read_npz
 from jaxtrain.data.clouds_config import MIN_PIXELS, FlightConfig, Reading
-from jaxtrain.data.clouds_flight import Flight, check_angles, check_known, check_times, median_step, relative_azimuth
+from jaxtrain.data.clouds_flight import Flight, azimuth_notes, check_angles, check_known, check_times, median_step, relative_azimuth
 from jaxtrain.data.clouds_frames import FileFrames, blocks
 from jaxtrain.data.clouds_hdf5 import dataset, has, opened
 from jaxtrain.data.traffic_tables import existing_file
@@ -124,6 +124,7 @@ def _flight(path: str, name: str, arrays: Mapping[str, Any], meta: Mapping[str, 
         saa=relative_azimuth(arrays["saa"], heading), height_km=np.where(mask, base, np.float32(np.nan)),
         oracle_km=np.full(count, np.nan, np.float32), frame_id=arrays.get("frame_id", np.arange(count)), span=(first, last), step_s=step,
         heading=heading, lat=lat, lon=lon, funnel=funnel,
+        notes=azimuth_notes(arrays["saa"], name),
     )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ def roles(config: DataConfig, flights: Sequence[Flight], centres: Sequence[np.nd
     for flight, mine in zip(flights, centres, strict=True):
         time = flight.time[mine]
         if flight.name == config.test_flight:
-            found.append(test_roles(config.calibration_labels, config.gap_s, time))
+            found.append(held_out_roles(config.calibration_labels, config.gap_s, time))
         elif flight.name == config.valid_flight:
             found.append(np.full(len(mine), VALID_FLIGHT, np.int32))
         elif config.train_flights and flight.name not in config.train_flights:
@@ -127,7 +127,7 @@ def cycle_roles(config: DataConfig, time: np.ndarray, span: tuple[float, float])
     return role
 
 
-def test_roles(labels: int, gap_s: float, time: np.ndarray) -> np.ndarray:
+def held_out_roles(labels: int, gap_s: float, time: np.ndarray) -> np.ndarray:
     """(n,) roles of a test flight: the first labels, at most a third, then what lies within `gap_s` of them, then the rest."""
     count = min(labels, len(time) // 3)
     role = np.full(len(time), TEST_FLIGHT, np.int32)

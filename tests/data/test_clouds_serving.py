@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from clouds_problem import Triple, config, entry, prepared, write_prepared
 
-from jaxtrain.data import clouds
+from jaxtrain.data import clouds, clouds_serving
 from jaxtrain.data import clouds_references as reference
 from jaxtrain.errors import UserError
 
@@ -89,6 +89,13 @@ def test_images_with_navigation(tmp_path):
         clouds.inputs(c, statistics, paths["images"])
     blind = clouds.inputs(replace(c, angles="none"), statistics, paths["images"])
     assert len(blind) == 146 and (blind.arrays["sun"] == 0).all()
+
+
+def test_prepared_azimuths_outside_the_circle_are_turned(tmp_path):
+    path = write_prepared(tmp_path / "x.npz", prepared(saa=np.full(60, -90, np.float32)))
+    assert (clouds.inputs(*run(), path).arrays["saa"] == 270).all()
+    flight = clouds_serving.read(run()[0], path, "", "")
+    assert flight.notes == ("flight x: 60 azimuths outside 0..360 were turned into it",)
 
 
 def test_a_flight_unlike_the_training_flights_is_said(tmp_path, file):

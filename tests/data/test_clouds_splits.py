@@ -67,10 +67,10 @@ def test_cycles_are_cut_as_documented():
 
 def test_the_first_labels_of_a_test_flight_calibrate():
     time = 10.0 * np.arange(60)
-    role = parts.test_roles(5, 25.0, time)
+    role = parts.held_out_roles(5, 25.0, time)
     assert role.tolist() == [5] * 5 + [6] * 2 + [4] * 53
-    assert (parts.test_roles(30, 25.0, time) == 5).sum() == 20  # at most a third
-    assert (parts.test_roles(0, 25.0, time) == 4).all()
+    assert (parts.held_out_roles(30, 25.0, time) == 5).sum() == 20  # at most a third
+    assert (parts.held_out_roles(0, 25.0, time) == 4).all()
 
 
 def test_windows_that_leave_cross_a_gap_or_lack_an_angle_are_dropped():
