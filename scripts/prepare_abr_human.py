@@ -50,8 +50,11 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return columns
 
 
-def with_long_average(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The short records alone, with `clean` (n, 200): the mean of all long averages of the same ear and level."""
+def with_long_average(columns: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
+    """The short records alone, with `clean` (n, 200): the mean of all long averages of the same ear and level.
+
+    Raises UserError naming a record without one.
+    """
     short = np.flatnonzero(columns["sweeps"] == SHORT_SWEEPS)
     clean = []
     for row in short:
@@ -59,7 +62,8 @@ def with_long_average(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for name in ("person", "ear", "level_db"):
             same &= columns[name] == columns[name][row]
         if not same.any():
-            raise UserError(f"row {row}: no record of {LONG_SWEEPS} sweeps of {columns['person'][row]} at {columns['level_db'][row]:g} dB")
+            who, level = columns["person"][row], columns["level_db"][row]
+            raise UserError(f"{path}: row {row}: no record of {LONG_SWEEPS} sweeps of {who} at {level:g} dB; use --target halves")
         clean.append(columns["average_uv"][same].mean(0))
     kept = {name: values[short] for name, values in columns.items()}
     return {**kept, "clean": np.array(clean, np.float32)}
@@ -96,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         columns = read(options.input)
-        write(with_long_average(columns) if options.target == "long" else columns, options.output)
+        write(with_long_average(columns, options.input) if options.target == "long" else columns, options.output)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
