@@ -98,8 +98,8 @@ def read_flights(config: DataConfig) -> list[Flight]:
     """The config's flights, or the embedded ones; frames may still be in their files."""
     if not config.path:
         return embedded_flights(config.synthetic)
-    read = {True: clouds_prepared.read, False: read_triple}
-    return [read[bool(entry.file)](config.reading, entry) for entry in config.flights]
+    reading = config.reading
+    return [clouds_prepared.read(reading, entry) if entry.file else read_triple(reading, entry) for entry in config.flights]
 
 
 def _check_shapes(config: DataConfig, flights: Sequence[Flight]) -> None:
