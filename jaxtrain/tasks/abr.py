@@ -163,11 +163,9 @@ class Task(contract.Task):
     # Model and objective -------------------------------------------------------------------------------
 
     def build(self, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> network.Network:
-        """The network, computing in `dtype`; with loss.curriculum it counts the examples it has seen."""
-        model = network.Network(self.config.model, rngs, dtype)
-        if self.config.loss.curriculum:
-            model.seen = nnx.BatchStat(jnp.zeros((), jnp.int32))
-        return model
+        """The network, computing in `dtype`; with loss.curriculum one that counts the examples it has seen."""
+        kind = losses.CountingNetwork if self.config.loss.curriculum else network.Network
+        return kind(self.config.model, rngs, dtype)
 
     def loss(self, model: nnx.Module, batch: Batch, rngs: nnx.Rngs) -> tuple[jax.Array, dict[str, jax.Array]]:
         """The sum of the weighted terms of `abr_loss`, or the mean square error of v. Logs every term; `weight` = real examples."""
@@ -182,7 +180,7 @@ class Task(contract.Task):
         found = self._found(model, batch, rngs)
         parts = losses.terms(self.config.loss, self.statistics, found, batch)
         epoch = None
-        if self.config.loss.curriculum:
+        if isinstance(model, losses.CountingNetwork):
             epoch = model.seen[...] / np.float32(self.statistics["train_records"])
             model.seen[...] = model.seen[...] + weight.astype(jnp.int32)
         return losses.objective(self.config.loss, parts, epoch), {**parts, "weight": weight}

@@ -53,10 +53,8 @@ def scaled_target(statistics: Statistics, batch: Batch) -> jax.Array:
 
 
 def asked(statistics: Statistics, batch: Batch) -> dict[str, jax.Array]:
-    """The network's inputs beside x and t: statics, statics_ok (B, 4), label (B,), null (B,)."""
-    label = jnp.asarray(batch["label"], jnp.int32)
-    null = jnp.asarray(batch["no_statics"], bool) if "no_statics" in batch else jnp.zeros(label.shape, bool)
-    return {**conditions(statistics, batch), "label": label, "null": null}
+    """The network's inputs beside x and t: statics, statics_ok (B, 4), label (B,)."""
+    return {**conditions(statistics, batch), "label": jnp.asarray(batch["label"], jnp.int32)}
 
 
 def v_error(model: network.Network, statistics: Statistics, batch: Batch, rngs: nnx.Rngs) -> jax.Array:
@@ -64,8 +62,8 @@ def v_error(model: network.Network, statistics: Statistics, batch: Batch, rngs: 
     x0 = scaled_target(statistics, batch)
     t = jax.random.randint(rngs.step(), (len(x0),), 0, diffusion.STEPS)
     noise = jax.random.normal(rngs.noise(), x0.shape)
-    told = model({"x": diffusion.noised(x0, noise, t), "t": t, **asked(statistics, batch)}, rngs)["v"]
-    error = ((told - diffusion.velocity(x0, noise, t)) ** 2).mean(-1)
+    x_t, v = diffusion.diffuse(x0, noise, t)
+    error = ((model({"x": x_t, "t": t, **asked(statistics, batch)}, rngs)["v"] - v) ** 2).mean(-1)
     mask = jnp.asarray(batch["mask"], jnp.float32)
     return metrics.total(error, mask) / jnp.maximum(mask.sum(), 1.0)
 
@@ -89,7 +87,7 @@ def score(model: network.Network, statistics: Statistics, how: SamplingConfig, b
     def at(step_and_noise: tuple[jax.Array, jax.Array]) -> jax.Array:
         step, noise = step_and_noise
         t = jnp.full(len(x0), step)
-        return model({"x": diffusion.noised(x0, noise, t), "t": t, **given})["v"]
+        return model({"x": diffusion.diffuse(x0, noise, t)[0], "t": t, **given})["v"]
 
     sums = score_forecast({"v": jax.lax.map(at, (np.array(SCORED_STEPS), scored_noise(batch)))}, statistics, batch)
     if "samples" not in batch:
@@ -100,7 +98,7 @@ def score(model: network.Network, statistics: Statistics, how: SamplingConfig, b
 def score_forecast(forecast: Forecast, statistics: Statistics, batch: Batch) -> Sums:
     """v/sq (K,) sums of mean (v_hat - v)^2 per record and v/n (), of v_hat (K, B, 200)."""
     x0, steps = scaled_target(statistics, batch), np.array(SCORED_STEPS)
-    truth = jax.vmap(lambda t, noise: diffusion.velocity(x0, noise, jnp.full(len(x0), t)))(steps, scored_noise(batch))
+    truth = jax.vmap(lambda t, noise: diffusion.diffuse(x0, noise, jnp.full(len(x0), t))[1])(steps, scored_noise(batch))
     mask = jnp.asarray(batch["mask"], jnp.float32)
     error = ((forecast["v"] - truth) ** 2).mean(-1)
     return {"v/sq": jnp.where(mask > 0, error * mask, 0.0).sum(1), "v/n": mask.sum()}
@@ -113,8 +111,8 @@ def naive(statistics: Statistics, batch: Batch) -> dict[str, Forecast]:
     mean = np.asarray(statistics["train_mean"], np.float64) / sigma
     values, vectors = np.linalg.eigh(np.asarray(statistics["train_cov"], np.float64) / sigma**2)
     told = []
-    for number, step in enumerate(SCORED_STEPS):
-        a, g = (float(x) for x in diffusion.signal_and_noise(step))
+    for number, abar in enumerate(diffusion.abar_table()[list(SCORED_STEPS)]):
+        a, g = float(np.sqrt(abar)), float(np.sqrt(1 - abar))
         # E[x0 | x_t] = mean + a C (a^2 C + g^2)^-1 (x_t - a mean), in the eigenbasis of C.
         gain = a * np.maximum(values, 0) / (a**2 * np.maximum(values, 0) + g**2)
         matrix = ((vectors * gain) @ vectors.T).astype(np.float32)
@@ -132,8 +130,8 @@ def draw(model: network.Network, statistics: Statistics, how: SamplingConfig, ba
     numbers = jnp.asarray(batch["draw"] if "draw" in batch else batch["row"], jnp.int32)
     key = jax.random.key(how.seed)
     noise = jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), (SAMPLES,)))(numbers)
-    found = diffusion.sample(model, noise, asked(statistics, batch), steps=how.steps, guidance=how.guidance, clip=float(statistics["clip"]))
-    return np.float32(statistics["sigma_data"]) * found
+    velocity = diffusion.guided(lambda inputs: model(inputs)["v"], asked(statistics, batch), how.guidance)
+    return np.float32(statistics["sigma_data"]) * diffusion.ddim(velocity, noise, how.steps, float(statistics["clip"]))
 
 
 def sampled(dataset: Dataset, count: int) -> Dataset:

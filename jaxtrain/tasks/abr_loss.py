@@ -12,11 +12,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from jaxtrain.data.dataset import Batch, Statistics
 from jaxtrain.engine import metrics
 from jaxtrain.engine.config import nearest
 from jaxtrain.errors import UserError
+from jaxtrain.models import abr as network
 
 KINDS = ("mse", "huber", "l1")
 CLASS_WEIGHTS = ("none", "sqrt", "balanced", "focal")
@@ -55,6 +57,14 @@ class LossConfig:
             raise UserError(f"config.loss.label_smoothing: must lie in [0, 1), got {self.label_smoothing:g}")
         if self.ramp <= 0 or min(self.starts) < 0:
             raise UserError(f"config.loss.ramp: must be more than 0 and starts at least 0, got {self.ramp:g} and {self.starts}")
+
+
+class CountingNetwork(network.Network):
+    """Counts the examples it was trained on: `seen` () int32, which a curriculum goes by."""
+
+    def __init__(self, config: network.Config, rngs: nnx.Rngs, dtype: Any = jnp.float32):
+        super().__init__(config, rngs, dtype)
+        self.seen = nnx.BatchStat(jnp.zeros((), jnp.int32))
 
 
 def rho(kind: str, residual: jax.Array) -> jax.Array:
@@ -156,5 +166,5 @@ def measured(statistics: Statistics, found: Mapping[str, jax.Array], batch: Batc
 
 def objective(config: LossConfig, losses: Mapping[str, jax.Array], epoch: jax.Array | float | None) -> jax.Array:
     """Sum of weight x ramp x term; without an epoch every ramp is 1."""
-    ramp = ramps(config, epoch) if epoch is not None else dict.fromkeys(TERMS, 1.0)
+    ramp: Mapping[str, Any] = ramps(config, epoch) if epoch is not None else dict.fromkeys(TERMS, 1.0)
     return jnp.asarray(sum(getattr(config, name) * ramp[name] * loss for name, loss in losses.items()), jnp.float32)

@@ -63,7 +63,8 @@ def forecast_sums(statistics: Statistics, forecast: Forecast, batch: Batch) -> S
     found |= _signal(forecast, batch, mask) | _existence(forecast, batch, mask) | _class(forecast, batch, mask)
     for name in WITHIN:
         found |= _measure(name, statistics, forecast, batch, mask)
-    matrix = jnp.stack([found[kind] for kind in PATIENT_KINDS], -1)  # (B, V + 5)
+    # Whatever a padded row holds, it must not spread: NaN x 0 is NaN.
+    matrix = jnp.where(mask[:, None] > 0, jnp.stack([found[kind] for kind in PATIENT_KINDS], -1), 0.0)  # (B, V + 5)
     sums = {name: _grouped(member, matrix[:, : len(KINDS)]) for name, member in groups(batch).items()}
     sums["all"] = matrix[:, : len(KINDS)].sum(0)
     if "existence" in forecast:
@@ -180,7 +181,7 @@ def _series(forecast: Forecast, batch: Batch, mask: jax.Array) -> Sums:
     level = STATICS.index("intensity_db")
     step = jnp.round((jnp.asarray(batch["statics"], jnp.float32)[:, level] - SERIES_DB[0]) / 5).astype(jnp.int32)
     at = (step[:, None] == np.arange(len(SERIES_DB))) * (mask * batch["statics_ok"][:, level])[:, None]
-    p = jax.nn.sigmoid(forecast["existence"])
+    p = jnp.where(mask > 0, jax.nn.sigmoid(forecast["existence"]), 0.0)
     ok = mask * batch["threshold_ok"]
     label = jnp.where(ok > 0, jnp.asarray(batch["threshold_db"], jnp.float32), 0.0)
     values = jnp.concatenate([at, at * p[:, None], (ok * label)[:, None], ok[:, None]], -1)

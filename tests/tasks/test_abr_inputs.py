@@ -115,7 +115,8 @@ def test_statics_noise_reaches_the_known_values_alone():
     one = batch()
     one["statics_ok"] = one["statics_ok"].copy()
     one["statics_ok"][:, 0] = False
-    plain, noisy = (abr_inputs.conditions(STATISTICS, {**one, **extra})["statics"] for extra in ({}, {"statics_noise": np.full((COUNT, 4), 0.5, np.float32)}))
+    noise = np.full((COUNT, 4), 0.5, np.float32)
+    plain, noisy = (abr_inputs.conditions(STATISTICS, {**one, **extra})["statics"] for extra in ({}, {"statics_noise": noise}))
     np.testing.assert_allclose(np.asarray(noisy - plain), np.where(one["statics_ok"], 0.5, 0), atol=1e-5)
 
 

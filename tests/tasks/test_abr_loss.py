@@ -15,6 +15,15 @@ from jaxtrain.errors import UserError
 from jaxtrain.tasks import abr_loss
 from jaxtrain.tasks.abr import make_task
 
+
+class Counting(Told, abr_loss.CountingNetwork):
+    """Told, and counting."""
+
+    def __init__(self, **said: Any):
+        Told.__init__(self, **said)
+        self.seen = nnx.BatchStat(jnp.zeros((), jnp.int32))
+
+
 QUIET = {"data__hide_statics": "0"}
 
 
@@ -93,7 +102,8 @@ def test_class_term_weighs_and_smooths(weights, smoothing):
 
 def test_balanced_weights_of_an_archive():
     counts = np.array([29_096, 327, 3_847, 1_218, 2_019])
-    np.testing.assert_allclose(abr_loss.class_weights("balanced", counts / counts.sum()), [0.2509, 22.328, 1.8979, 5.9946, 3.6163], rtol=4e-4)
+    found = abr_loss.class_weights("balanced", counts / counts.sum())
+    np.testing.assert_allclose(found, [0.2509, 22.328, 1.8979, 5.9946, 3.6163], rtol=2e-4)
     half = np.array([0.5, 0.5, 0, 0, 0])
     np.testing.assert_allclose(abr_loss.class_weights("sqrt", half), [1, 1, 0, 0, 0])
 
@@ -154,9 +164,9 @@ def test_curriculum_lets_terms_in_one_after_another():
 
 def test_curriculum_counts_the_examples_that_were_trained_on():
     made, one = task(**QUIET, loss__curriculum="true", loss__starts="(0,1,2)", loss__ramp="1"), batch()
-    told = Told(**numbers())
+    told = Counting(**numbers())
     records = int(made.statistics["train_records"])
-    told.seen = nnx.BatchStat(jnp.asarray(round(0.5 * records), jnp.int32))
+    told.seen[...] = jnp.asarray(round(0.5 * records), jnp.int32)
     loss, logs = made.loss(told, one, nnx.Rngs(0))
     config = made.config.loss
     wanted = logs["signal"] + config.classes * logs["classes"]
