@@ -55,7 +55,8 @@ def flights(config: SyntheticConfig) -> list[Flight]:
 
 def _flight(config: SyntheticConfig, number: int) -> Flight:
     """The strip grows until it holds the flight's labels; it is then drawn anew, so that ranks stay exact over all of it."""
-    labels = max(1, round(_mixture(config.seed, number).labels * config.label_factor))
+    usual = CAMPAIGN[number].labels if number < len(CAMPAIGN) else EXTRA_LABELS
+    labels = max(1, round(usual * config.label_factor))
     rows = _good_length(config.height + ROWS_PER_FRAME * FRAMES_PER_LABEL * labels / COVER)
     while True:
         found = _draw(config, number, labels, rows)
@@ -69,21 +70,20 @@ def _good_length(rows: float) -> int:
     return math.ceil(rows / 64) * 64
 
 
-def _mixture(seed: int, number: int) -> Mixture:
-    """A flight of the campaign, or two components of the pool with a random weight."""
+def _mixture(rng: np.random.Generator, number: int) -> tuple[tuple[float, float, float], ...]:
+    """The bases of a flight of the campaign, or two components of the pool with a random weight."""
     if number < len(CAMPAIGN):
-        return CAMPAIGN[number]
-    rng = np.random.default_rng([seed, number, 1])
+        return CAMPAIGN[number].parts
     first, second = rng.choice(len(POOL), 2, replace=False)
     weight = float(rng.uniform(0.2, 0.8))
-    return Mixture(EXTRA_LABELS, ((weight, *POOL[first]), (1 - weight, *POOL[second])))
+    return (weight, *POOL[first]), (1 - weight, *POOL[second])
 
 
 def _draw(config: SyntheticConfig, number: int, labels: int, rows: int) -> Flight | None:
     """A flight with just so many labels, or None when the strip of `rows` rows holds fewer."""
     rng = np.random.default_rng([config.seed, number])
     height, width = config.height, config.width
-    base = strip_base(rng, _mixture(config.seed, number).parts, rows)
+    base = strip_base(rng, _mixture(rng, number), rows)
     thick = thickness(rng, base, width)
     emissivity = 1 - np.exp(-((thick / 0.15) ** (5 / 3)))
     frames = (rows - height) // ROWS_PER_FRAME + 1
