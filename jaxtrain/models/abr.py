@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrain.models.abr_blocks import Bottleneck, Conv, DecoderLevel, EncoderLevel, ResBlock, layer_norm
+from jaxtrain.models.abr_blocks import Bottleneck, Conv, DecoderLevel, EncoderLevel, ResBlock
 from jaxtrain.models.abr_condition import Condition
 from jaxtrain.models.abr_config import END_KERNEL, SAMPLES
 from jaxtrain.models.abr_config import Config as Config
@@ -18,6 +18,7 @@ from jaxtrain.models.abr_flops import flops_per_example as flops_per_example
 from jaxtrain.models.abr_heads import Heads
 from jaxtrain.nn.draws import Dice, Draws, split
 from jaxtrain.nn.dropout import Dropout
+from jaxtrain.nn.layers import Seeds, layer_norm
 
 
 class Network(nnx.Module):
@@ -25,20 +26,20 @@ class Network(nnx.Module):
 
     def __init__(self, config: Config, rngs: nnx.Rngs, dtype: Any = jnp.float32):
         self.config, self.dtype = config, dtype
-        how: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+        seeds = Seeds(Draws.of(rngs.params()))
         channels = config.channels
-        self.condition = Condition(config, rngs=rngs)
-        self.stem = Conv(1, channels[0], END_KERNEL, **how)
-        self.stem_block = ResBlock(channels[0], END_KERNEL, config.dropout, **how)
+        self.condition = Condition(config, seeds)
+        self.stem = Conv(1, channels[0], END_KERNEL, seeds, dtype=dtype)
+        self.stem_block = ResBlock(channels[0], END_KERNEL, config.dropout, seeds, dtype=dtype)
         inputs = (channels[0], *channels)
-        self.encoder = nnx.List([EncoderLevel(inputs[i], channels[i], config, **how) for i in range(len(channels))])
-        self.bottleneck = Bottleneck(channels[-1], config, **how)
+        self.encoder = nnx.List([EncoderLevel(inputs[i], channels[i], config, seeds, dtype=dtype) for i in range(len(channels))])
+        self.bottleneck = Bottleneck(channels[-1], config, seeds, dtype=dtype)
         inputs = (*channels, channels[-1])
         levels = reversed(range(len(channels)))
-        self.decoder = nnx.List([DecoderLevel(inputs[i + 1], channels[i], 2**i, config, **how) for i in levels])
-        self.output_block = ResBlock(channels[0], END_KERNEL, config.dropout, **how)
-        self.output_norm = layer_norm(channels[0], **how)
-        self.heads = Heads(config, rngs=rngs)
+        self.decoder = nnx.List([DecoderLevel(inputs[i + 1], channels[i], 2**i, config, seeds, dtype=dtype) for i in levels])
+        self.output_block = ResBlock(channels[0], END_KERNEL, config.dropout, seeds, dtype=dtype)
+        self.output_norm = layer_norm(channels[0], seeds, dtype)
+        self.heads = Heads(config, seeds)
         self.switch = Dropout(config.dropout)  # off in a deterministic view, and with it every draw
 
     def __call__(self, inputs: Mapping[str, jax.Array], rngs: nnx.Rngs | None = None) -> dict[str, jax.Array]:

@@ -11,9 +11,9 @@ from flax import nnx
 
 from jaxtrain.models.abr_config import Config
 from jaxtrain.nn.draws import Dice, dropped, split
-from jaxtrain.nn.linear import Linear
+from jaxtrain.nn.layers import Seeds, dense, fan_in_normal, gelu, layer_norm
 from jaxtrain.nn.rotary import RotaryAttention
-from jaxtrain.nn.s4d import S4DLayer, gelu
+from jaxtrain.nn.s4d import S4DLayer
 from jaxtrain.nn.stack import Stack
 
 RESIDUAL_SCALE = 0.1  # of the second kernel of a residual block at the start
@@ -23,10 +23,9 @@ FILM_SD = 0.02
 class Conv(nnx.Module):
     """Convolution over samples, (B, n, inputs) -> (B, n / stride, outputs): 'same', or 4 taps at every second sample, padded by one."""
 
-    def __init__(self, inputs: int, outputs: int, taps: int, *, stride: int = 1, scale: float = 1.0, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, outputs: int, taps: int, seeds: Seeds, *, stride: int = 1, scale: float = 1.0, dtype: Any):
         self.stride, self.dtype = stride, dtype
-        init = nnx.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
-        self.kernel = nnx.Param(init(rngs.params(), (taps, inputs, outputs), jnp.float32))
+        self.kernel = nnx.Param(fan_in_normal(seeds.params(), (taps, inputs, outputs), scale))
         self.bias = nnx.Param(jnp.zeros(outputs))
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -59,18 +58,14 @@ def doubled(x: jax.Array) -> jax.Array:
     return pairs.reshape(x.shape[0], -1, x.shape[2])
 
 
-def layer_norm(width: int, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(width, epsilon=1e-5, dtype=dtype, rngs=rngs)
-
-
 class ResBlock(nnx.Module):
     """h + Conv(Drop(GELU(LN(Conv(GELU(LN h))))))."""
 
-    def __init__(self, channels: int, taps: int, dropout: float, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, channels: int, taps: int, dropout: float, seeds: Seeds, *, dtype: Any):
         self.rate = dropout
-        self.norm_in, self.norm_out = layer_norm(channels, dtype, rngs), layer_norm(channels, dtype, rngs)
-        self.conv_in = Conv(channels, channels, taps, dtype=dtype, rngs=rngs)
-        self.conv_out = Conv(channels, channels, taps, scale=RESIDUAL_SCALE, dtype=dtype, rngs=rngs)
+        self.norm_in, self.norm_out = layer_norm(channels, seeds, dtype), layer_norm(channels, seeds, dtype)
+        self.conv_in = Conv(channels, channels, taps, seeds, dtype=dtype)
+        self.conv_out = Conv(channels, channels, taps, seeds, scale=RESIDUAL_SCALE, dtype=dtype)
 
     def __call__(self, h: jax.Array, draws: Dice = None) -> jax.Array:
         inner = gelu(self.norm_out(self.conv_in(gelu(self.norm_in(h)))))
@@ -80,8 +75,8 @@ class ResBlock(nnx.Module):
 class FiLM(nnx.Module):
     """h (1 + gamma) + beta, gamma and beta linear in the condition (Perez et al., arXiv 1709.07871)."""
 
-    def __init__(self, condition: int, channels: int, *, dtype: Any, rngs: nnx.Rngs):
-        self.scale_shift = Linear(condition, 2 * channels, kernel_init=nnx.initializers.normal(FILM_SD), dtype=dtype, rngs=rngs)
+    def __init__(self, condition: int, channels: int, seeds: Seeds, *, dtype: Any):
+        self.scale_shift = dense(condition, 2 * channels, seeds, dtype=dtype, sd=FILM_SD)
 
     def __call__(self, h: jax.Array, condition: jax.Array) -> jax.Array:
         gamma, beta = jnp.split(self.scale_shift(condition)[:, None], 2, axis=-1)
@@ -91,10 +86,10 @@ class FiLM(nnx.Module):
 class FeedForward(nnx.Module):
     """Drop(Dense(Drop(GELU(Dense x))))."""
 
-    def __init__(self, width: int, factor: int, dropout: float, *, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, width: int, factor: int, dropout: float, seeds: Seeds, *, dtype: Any):
         self.rate = dropout
-        self.expand = Linear(width, factor * width, dtype=dtype, rngs=rngs)
-        self.contract = Linear(factor * width, width, dtype=dtype, rngs=rngs)
+        self.expand = dense(width, factor * width, seeds, dtype=dtype)
+        self.contract = dense(factor * width, width, seeds, dtype=dtype)
 
     def __call__(self, x: jax.Array, draws: Dice = None) -> jax.Array:
         inner, outer = split(draws, 2)
@@ -104,15 +99,14 @@ class FeedForward(nnx.Module):
 class TransformerLayer(nnx.Module):
     """h + Drop(SelfAttn(LN h)); with `cross`, h + Drop(CrossAttn(LN h, memory)); h + FFN(LN h)."""
 
-    def __init__(self, width: int, config: Config, *, cross: bool, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, width: int, config: Config, seeds: Seeds, *, cross: bool, dtype: Any):
         self.rate = config.dropout
-        how: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
-        self.norm_attention = layer_norm(width, **how)
-        self.attention = RotaryAttention(width, config.head_width, config.attention, cross=False, **how)
-        self.norm_cross = layer_norm(width, **how) if cross else None
-        self.cross = RotaryAttention(width, config.head_width, config.attention, cross=True, **how) if cross else None
-        self.norm_ffn = layer_norm(width, **how)
-        self.ffn = FeedForward(width, config.ffn_factor, config.dropout, **how)
+        self.norm_attention = layer_norm(width, seeds, dtype)
+        self.attention = RotaryAttention(width, config.head_width, config.attention, seeds, cross=False, dtype=dtype)
+        self.norm_cross = layer_norm(width, seeds, dtype) if cross else None
+        self.cross = RotaryAttention(width, config.head_width, config.attention, seeds, cross=True, dtype=dtype) if cross else None
+        self.norm_ffn = layer_norm(width, seeds, dtype)
+        self.ffn = FeedForward(width, config.ffn_factor, config.dropout, seeds, dtype=dtype)
 
     def __call__(self, h: jax.Array, stride: int, memory: jax.Array | None, draws: Dice = None) -> jax.Array:
         """stride: samples between two rows of h; those of the memory are twice as far apart."""
@@ -123,24 +117,23 @@ class TransformerLayer(nnx.Module):
         return h + self.ffn(self.norm_ffn(h), feed)
 
 
-def state_spaces(n: int, channels: int, config: Config, *, dtype: Any, rngs: nnx.Rngs) -> Stack:
+def state_spaces(n: int, channels: int, config: Config, seeds: Seeds, *, dtype: Any) -> Stack:
     options: dict[str, Any] = dict(
-        init=config.s4_init, bidirectional=config.s4_bidirectional, conv=config.s4_conv, dt_range=config.dt_range, dtype=dtype, rngs=rngs
+        init=config.s4_init, bidirectional=config.s4_bidirectional, conv=config.s4_conv, dt_range=config.dt_range, dtype=dtype
     )
-    return Stack(n, lambda: S4DLayer(channels, config.s4_state, config.dropout, **options))
+    return Stack(n, lambda seeds: S4DLayer(channels, config.s4_state, config.dropout, seeds, **options), seeds)
 
 
 class EncoderLevel(nnx.Module):
     """(B, n, inputs) -> skip (B, n, C) and memory (B, n / 2, C), which is also the next level's input."""
 
-    def __init__(self, inputs: int, channels: int, config: Config, *, dtype: Any, rngs: nnx.Rngs):
-        how: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
-        self.widen = Linear(inputs, channels, **how) if inputs != channels else None
-        self.blocks = Stack(config.res_blocks, lambda: ResBlock(channels, 3, config.dropout, **how))
-        self.down = Conv(channels, channels, 4, stride=2, **how)
-        self.state_spaces = state_spaces(config.s4_layers, channels, config, **how)
-        self.film = FiLM(config.cond_width, channels, **how)
-        self.norm = layer_norm(channels, **how)
+    def __init__(self, inputs: int, channels: int, config: Config, seeds: Seeds, *, dtype: Any):
+        self.widen = dense(inputs, channels, seeds, dtype=dtype) if inputs != channels else None
+        self.blocks = Stack(config.res_blocks, lambda seeds: ResBlock(channels, 3, config.dropout, seeds, dtype=dtype), seeds)
+        self.down = Conv(channels, channels, 4, seeds, stride=2, dtype=dtype)
+        self.state_spaces = state_spaces(config.s4_layers, channels, config, seeds, dtype=dtype)
+        self.film = FiLM(config.cond_width, channels, seeds, dtype=dtype)
+        self.norm = layer_norm(channels, seeds, dtype)
 
     def __call__(self, h: jax.Array, condition: jax.Array, draws: Dice = None) -> tuple[jax.Array, jax.Array]:
         first, second = split(draws, 2)
@@ -152,16 +145,17 @@ class EncoderLevel(nnx.Module):
 class Bottleneck(nnx.Module):
     """S4D, transformer layers beside it, both merged: (B, n, C) -> (B, n, C)."""
 
-    def __init__(self, channels: int, config: Config, *, dtype: Any, rngs: nnx.Rngs):
-        how: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, config: Config, seeds: Seeds, *, dtype: Any):
         self.rate, self.stride = config.dropout, 2 ** len(config.channels)
-        self.state_spaces = state_spaces(1, channels, config, **how)
-        self.layers = Stack(config.bottleneck_layers, lambda: TransformerLayer(channels, config, cross=False, **how))
-        self.norm_layers = layer_norm(channels, **how)
-        self.merge_in = Linear(2 * channels, 2 * channels, **how)
-        self.merge_out = Linear(2 * channels, channels, **how)
-        self.film = FiLM(config.cond_width, channels, **how)
-        self.norm = layer_norm(channels, **how)
+        self.state_spaces = state_spaces(1, channels, config, seeds, dtype=dtype)
+        self.layers = Stack(
+            config.bottleneck_layers, lambda seeds: TransformerLayer(channels, config, seeds, cross=False, dtype=dtype), seeds
+        )
+        self.norm_layers = layer_norm(channels, seeds, dtype)
+        self.merge_in = dense(2 * channels, 2 * channels, seeds, dtype=dtype)
+        self.merge_out = dense(2 * channels, channels, seeds, dtype=dtype)
+        self.film = FiLM(config.cond_width, channels, seeds, dtype=dtype)
+        self.norm = layer_norm(channels, seeds, dtype)
 
     def __call__(self, h: jax.Array, condition: jax.Array, draws: Dice = None) -> jax.Array:
         first, second, third = split(draws, 3)
@@ -175,13 +169,16 @@ class Bottleneck(nnx.Module):
 class DecoderLevel(nnx.Module):
     """(B, n / 2, inputs), skip (B, n, C), memory (B, n / 2, C) -> (B, n, C)."""
 
-    def __init__(self, inputs: int, channels: int, stride: int, config: Config, *, dtype: Any, rngs: nnx.Rngs):
-        how: dict[str, Any] = dict(dtype=dtype, rngs=rngs)
+    def __init__(self, inputs: int, channels: int, stride: int, config: Config, seeds: Seeds, *, dtype: Any):
         self.stride = stride
-        self.join = Conv(inputs + channels, channels, 3, **how)
-        self.layers = Stack(config.transformer_layers, lambda: TransformerLayer(channels, config, cross=config.cross_attention, **how))
-        self.film = FiLM(config.cond_width, channels, **how)
-        self.block = ResBlock(channels, 3, config.dropout, **how)
+        self.join = Conv(inputs + channels, channels, 3, seeds, dtype=dtype)
+        self.layers = Stack(
+            config.transformer_layers,
+            lambda seeds: TransformerLayer(channels, config, seeds, cross=config.cross_attention, dtype=dtype),
+            seeds,
+        )
+        self.film = FiLM(config.cond_width, channels, seeds, dtype=dtype)
+        self.block = ResBlock(channels, 3, config.dropout, seeds, dtype=dtype)
 
     def __call__(self, h: jax.Array, skip: jax.Array, memory: jax.Array, condition: jax.Array, draws: Dice = None) -> jax.Array:
         first, second = split(draws, 2)

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,23 +9,23 @@ from flax import nnx
 
 from jaxtrain.models.abr_config import CLASSES, STATICS, STEP_WIDTH, Config
 from jaxtrain.nn.draws import Dice
-from jaxtrain.nn.linear import Linear
-from jaxtrain.nn.s4d import gelu
+from jaxtrain.nn.layers import Seeds, dense, gelu
 
+NULL_SD = 0.02  # of the learned vectors at the start
 Inputs = Mapping[str, jax.Array]
 
 
 class Condition(nnx.Module):
     """(B, E) float32 from statics, statics_ok and, by objective, scale, or label and t (see `models.abr.Network`)."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, seeds: Seeds):
         width = config.cond_width
         self.rate = config.film_dropout
-        self.statics = Perceptron(2 * STATICS, width, rngs=rngs)
-        self.null = nnx.Param(0.02 * jax.random.normal(rngs.params(), (width,)))
+        self.statics = Perceptron(2 * STATICS, width, seeds)
+        self.null = nnx.Param(NULL_SD * seeds.params().normal((width,)))
         generate = config.objective == "generate"
-        self.classes = nnx.Param(0.02 * jax.random.normal(rngs.params(), (CLASSES + 1, width))) if generate else None
-        self.always = Perceptron(STEP_WIDTH if generate else 2, width, rngs=rngs)
+        self.classes = nnx.Param(NULL_SD * seeds.params().normal((CLASSES + 1, width))) if generate else None
+        self.always = Perceptron(STEP_WIDTH if generate else 2, width, seeds)
 
     def __call__(self, inputs: Inputs, draws: Dice = None) -> jax.Array:
         """Samples whose `null` is set, and in training a share drawn here, take the learned vector instead of statics and class."""
@@ -55,10 +54,10 @@ class Condition(nnx.Module):
 class Perceptron(nnx.Module):
     """Dense, GELU, Dense: (B, inputs) -> (B, width) float32."""
 
-    def __init__(self, inputs: int, width: int, *, rngs: nnx.Rngs):
-        self.inner, self.outer = Linear(inputs, width, rngs=rngs), Linear(width, width, rngs=rngs)
+    def __init__(self, inputs: int, width: int, seeds: Seeds):
+        self.inner, self.outer = dense(inputs, width, seeds), dense(width, width, seeds)
 
-    def __call__(self, x: jax.Array) -> Any:
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.outer(gelu(self.inner(x)))
 
 

@@ -8,21 +8,20 @@ from flax import nnx
 
 from jaxtrain.models.abr_config import CLASSES, HEAD_WIDTH, SAMPLE_MS, SAMPLES, Config
 from jaxtrain.nn.draws import Dice, dropped, split
-from jaxtrain.nn.linear import Linear
-from jaxtrain.nn.s4d import gelu
+from jaxtrain.nn.layers import Seeds, dense, gelu
 
 
 class Heads(nnx.Module):
     """The heads of `config.heads`: features f (B, L, C), bottleneck (B, n, C') -> {name: array}; see `models.abr.Network`."""
 
-    def __init__(self, config: Config, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, seeds: Seeds):
         channels = config.channels[0]
-        self.signal = Linear(channels, 1, rngs=rngs)
+        self.signal = dense(channels, 1, seeds)
         readers = [name for name in config.heads if name != "signal" and config.objective == "predict"]
-        self.bottom = Linear(config.channels[-1], HEAD_WIDTH, rngs=rngs) if readers else None
+        self.bottom = dense(config.channels[-1], HEAD_WIDTH, seeds) if readers else None
         outputs = {"class": CLASSES, "threshold": 2}
-        self.readers = nnx.Dict({name: Reader(channels, outputs.get(name), config.dropout, rngs=rngs) for name in readers})
-        self.peak = Peak(channels, rngs=rngs) if "peak" in readers else None
+        self.readers = nnx.Dict({name: Reader(channels, outputs.get(name), config.dropout, seeds) for name in readers})
+        self.peak = Peak(channels, seeds) if "peak" in readers else None
 
     def __call__(self, x: jax.Array, f: jax.Array, bottleneck: jax.Array, draws: Dice = None) -> dict[str, jax.Array]:
         """x (B, L): the network's input, whose value at the peak is one reading of its amplitude."""
@@ -47,12 +46,12 @@ class Reader(nnx.Module):
     The last map into the softmax over time has no bias: it would shift all samples alike.
     """
 
-    def __init__(self, channels: int, outputs: int | None, dropout: float, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, outputs: int | None, dropout: float, seeds: Seeds):
         self.rate = dropout
-        self.score_in = Linear(channels, channels // 2, rngs=rngs)
-        self.score_out = Linear(channels // 2, 1, use_bias=False, rngs=rngs)
-        self.inner = Linear(channels + HEAD_WIDTH, HEAD_WIDTH, rngs=rngs)
-        self.output = Linear(HEAD_WIDTH, outputs, rngs=rngs) if outputs else None
+        self.score_in = dense(channels, channels // 2, seeds)
+        self.score_out = dense(channels // 2, 1, seeds, bias=False)
+        self.inner = dense(channels + HEAD_WIDTH, HEAD_WIDTH, seeds)
+        self.output = dense(HEAD_WIDTH, outputs, seeds) if outputs else None
 
     def __call__(self, f: jax.Array, b: jax.Array, draws: Dice = None) -> jax.Array:
         share = jax.nn.softmax(self.score_out(jnp.tanh(self.score_in(f)))[..., 0], axis=-1)
@@ -64,11 +63,11 @@ class Reader(nnx.Module):
 class Peak(nnx.Module):
     """Wave V: an existence logit, and latency and amplitude as means under one distribution over samples, plus a correction from v."""
 
-    def __init__(self, channels: int, *, rngs: nnx.Rngs):
-        self.existence = Linear(HEAD_WIDTH, 1, rngs=rngs)
-        self.place = Linear(channels, 1, use_bias=False, rngs=rngs)
-        self.latency = Linear(HEAD_WIDTH, 2, rngs=rngs)
-        self.amplitude = Linear(HEAD_WIDTH, 2, rngs=rngs)
+    def __init__(self, channels: int, seeds: Seeds):
+        self.existence = dense(HEAD_WIDTH, 1, seeds)
+        self.place = dense(channels, 1, seeds, bias=False)
+        self.latency = dense(HEAD_WIDTH, 2, seeds)
+        self.amplitude = dense(HEAD_WIDTH, 2, seeds)
         self.mix = nnx.Param(jnp.full((2,), 0.5))
 
     def __call__(self, v: jax.Array, f: jax.Array, x: jax.Array, y: jax.Array) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxtrain.nn.linear import Linear
+from jaxtrain.nn.layers import Seeds, dense
 
 FASTEST = 0.5  # radians per sample of the first pair of features
 SLOWEST = 1000.0  # how much slower the last pair would turn
@@ -41,15 +41,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> jax
 class RotaryAttention(nnx.Module):
     """(B, Q, C) over itself, or over a memory (B, S, C) if `cross` -> (B, Q, C). Maps have no bias but for the output's."""
 
-    def __init__(self, width: int, head_width: int, implementation: str, *, cross: bool, dtype: Any, rngs: nnx.Rngs):
+    def __init__(self, width: int, head_width: int, implementation: str, seeds: Seeds, *, cross: bool, dtype: Any):
         self.head_width, self.implementation = head_width, implementation
         if cross:
-            self.query = Linear(width, width, use_bias=False, dtype=dtype, rngs=rngs)
-            self.memory = Linear(width, 2 * width, use_bias=False, dtype=dtype, rngs=rngs)
+            self.query = dense(width, width, seeds, dtype=dtype, bias=False)
+            self.memory = dense(width, 2 * width, seeds, dtype=dtype, bias=False)
         else:
-            self.inputs = Linear(width, 3 * width, use_bias=False, dtype=dtype, rngs=rngs)
-        small = nnx.initializers.variance_scaling(OUTPUT_SCALE**2, "fan_in", "truncated_normal")
-        self.output = Linear(width, width, kernel_init=small, dtype=dtype, rngs=rngs)
+            self.inputs = dense(width, 3 * width, seeds, dtype=dtype, bias=False)
+        self.output = dense(width, width, seeds, dtype=dtype, scale=OUTPUT_SCALE)
         self.cross = cross
 
     def __call__(self, x: jax.Array, stride: int, memory: jax.Array | None = None, memory_stride: int = 0) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxtrain.nn.draws import Dice, dropped, split
-from jaxtrain.nn.linear import Linear
+from jaxtrain.nn.layers import Seeds, dense, gelu, layer_norm
 
 
 def legs_frequencies(states: int) -> np.ndarray:
@@ -83,17 +83,17 @@ class S4D(nnx.Module):
     """
 
     def __init__(
-        self, channels: int, states: int, *, init: str, bidirectional: bool, conv: str, dt_range: tuple[float, float], rngs: nnx.Rngs
+        self, channels: int, states: int, seeds: Seeds, *, init: str, bidirectional: bool, conv: str, dt_range: tuple[float, float]
     ):
         pairs = states // 2
         frequencies = legs_frequencies(states) if init == "legs" else math.pi * np.arange(pairs)
         low, high = (math.log(dt) for dt in dt_range)
         self.convolve = {"toeplitz": convolve_toeplitz, "fft": convolve_fft}[conv]
-        self.log_dt = nnx.Param(jax.random.uniform(rngs.params(), (channels,), minval=low, maxval=high))
+        self.log_dt = nnx.Param(low + (high - low) * seeds.params().uniform((channels,)))
         self.log_a = nnx.Param(jnp.full((channels, pairs), math.log(0.5)))
         self.b = nnx.Param(jnp.broadcast_to(jnp.asarray(frequencies, jnp.float32), (channels, pairs)))
-        self.c = nnx.Param(math.sqrt(0.5) * jax.random.normal(rngs.params(), (2 if bidirectional else 1, channels, pairs, 2)))
-        self.d = nnx.Param(jax.random.normal(rngs.params(), (channels,)))
+        self.c = nnx.Param(math.sqrt(0.5) * seeds.params().normal((2 if bidirectional else 1, channels, pairs, 2)))
+        self.d = nnx.Param(seeds.params().normal((channels,)))
 
     def kernel(self, length: int) -> jax.Array:
         """(1 or 2, C, length) float32: forward and backward."""
@@ -106,19 +106,14 @@ class S4D(nnx.Module):
 class S4DLayer(nnx.Module):
     """h + Drop(GLU(Dense(Drop(GELU(S4D(LN h)))))): (B, n, C) -> (B, n, C); options: those of `S4D`."""
 
-    def __init__(self, channels: int, states: int, dropout: float, *, dtype: Any, rngs: nnx.Rngs, **options: Any):
+    def __init__(self, channels: int, states: int, dropout: float, seeds: Seeds, *, dtype: Any, **options: Any):
         self.rate = dropout
-        self.norm = nnx.LayerNorm(channels, epsilon=1e-5, dtype=dtype, rngs=rngs)
-        self.ssm = S4D(channels, states, rngs=rngs, **options)
-        self.output = Linear(channels, 2 * channels, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(channels, seeds, dtype)
+        self.ssm = S4D(channels, states, seeds, **options)
+        self.output = dense(channels, 2 * channels, seeds, dtype=dtype)
 
     def __call__(self, h: jax.Array, draws: Dice = None) -> jax.Array:
         inner, outer = split(draws, 2)
         y = dropped(gelu(self.ssm(self.norm(h))), self.rate, inner)
         value, gate = jnp.split(self.output(y), 2, axis=-1)
         return h + dropped(value * jax.nn.sigmoid(gate), self.rate, outer)
-
-
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact GELU; jax.nn.gelu writes it with erfc, which costs twice as much on CPU."""
-    return 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5)))
