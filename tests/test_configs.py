@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sixth_problem import ROOT, assert_same, checkpoint, rows, summary
 
+from jaxtrain.data.dataset import Dataset
 from jaxtrain.engine import config as configs
 from jaxtrain.engine import steps
 from jaxtrain.engine.run import open_run
@@ -70,3 +71,14 @@ def test_padding_changes_no_score(run: tuple[str, Path]) -> None:
     for name, value in sums[0].items():
         np.testing.assert_allclose(value, sums[1][name], rtol=2e-4, atol=1e-4, err_msg=name)
     assert task.summarize(sums[0])
+
+
+def test_a_run_forecasts_alike_from_wherever_it_lies(run: tuple[str, Path], tmp_path: Path) -> None:
+    there = shutil.copytree(run[1], tmp_path / "else" / "where")
+    here, moved = open_run(run[1]), open_run(there)
+    test = here.task.splits().test
+    some = Dataset(test.arrays, test.index[:3], test.gather)
+    a, b = here.forecast(some), moved.forecast(some)
+    assert a.keys() == b.keys() and any(value.dtype.kind == "f" and np.ptp(value) > 0 for value in a.values())
+    for name, value in a.items():
+        np.testing.assert_array_equal(value, b[name], err_msg=name)

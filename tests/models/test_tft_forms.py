@@ -79,3 +79,23 @@ def test_remat_changes_no_slope() -> None:
         slopes.append(nnx.jit(nnx.grad(lambda m: (m(x) ** 2).sum()))(model))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *slopes)
     assert len(jax.tree.leaves(slopes[0])) > 50 and K + TAU == 10
+
+
+@pytest.mark.slow
+def test_masks_hold_in_bfloat16() -> None:
+    x, found = inputs(), []
+    x["past_mask"][0] = False  # a history of which nothing is known
+    for dtype in (jnp.float32, jnp.bfloat16):
+        graph, state = nnx.split(stir(build(dtype=dtype, dropout=0.0, unknown_dropout=0.0)))
+
+        def value(state: nnx.State, x: dict[str, jax.Array], graph: nnx.GraphDef = graph) -> tuple[jax.Array, jax.Array]:
+            out = nnx.merge(graph, state)(x)
+            return (out**2).sum(), out
+
+        call = jax.jit(jax.value_and_grad(value, has_aux=True))
+        (_, out), slopes = call(state, x)
+        other = {**x, "targets": np.where(x["past_mask"][..., None], x["targets"], 1e4)}
+        np.testing.assert_array_equal(out, call(state, other)[0][1])
+        assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves(slopes))
+        found.append(np.asarray(out))
+    np.testing.assert_allclose(found[0], found[1], atol=0.15)
