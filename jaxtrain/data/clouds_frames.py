@@ -12,7 +12,7 @@ import numpy as np
 from jaxtrain.data.clouds_hdf5 import opened
 from jaxtrain.errors import UserError
 
-BLOCK_BYTES = 2**25  # of frames handled at a time
+BLOCK_BYTES = 2**22  # of frames handled at a time: what is made of them stays in cache
 MAX_BAD_SHARE = 0.05  # of a frame's pixels; a frame with more is not used
 MAX_SATURATED_SHARE = 0.01  # of a flight's pixels before it is said
 
@@ -128,7 +128,7 @@ class Scan:
 
 
 def blocks(rows: np.ndarray, frames: Any) -> Iterator[np.ndarray]:
-    """The row numbers in order, in blocks of about 32 MiB of frames."""
+    """The row numbers in order, in blocks of about 4 MiB of frames."""
     size = max(1, BLOCK_BYTES // max(1, int(np.prod(frames.shape[1:])) * frames.dtype.itemsize))
     for start in range(0, len(rows), size):
         yield rows[start : start + size]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from clouds_problem import DAY_S, Triple, config, entry, on_files, write_flights
 
-from jaxtrain.data import clouds, clouds_lidar, clouds_nav
+from jaxtrain.data import clouds, clouds_frames, clouds_lidar, clouds_nav
 from jaxtrain.data.clouds_files import read_triple
 
 
@@ -202,3 +202,21 @@ def test_nothing_is_said_where_nothing_is_wrong(tmp_path):
         warnings.simplefilter("error")
         notes = clouds.splits(on_files(tmp_path)).notes
     assert all(note.startswith("flight") and ("windows" in note) for note in notes), notes
+
+
+def test_blocks_change_nothing(tmp_path, monkeypatch):
+    triples = write_flights(tmp_path)
+    signal = triples["P"].images["Product/Signal"].astype(np.float32)
+    signal[7, 0, :20], signal[40:43] = np.nan, 1000
+    signal[90, :3] = signal.max()
+    triples["P"].images["Product/Signal"] = signal
+    triples["P"].write(tmp_path)
+    whole = clouds.splits(on_files(tmp_path, reduce=2))
+    monkeypatch.setattr(clouds_frames, "BLOCK_BYTES", 4 * 7 * 120)  # seven frames
+    cut = clouds.splits(on_files(tmp_path, reduce=2))
+    assert cut.notes == whole.notes
+    for name, values in whole.train.arrays.items():
+        np.testing.assert_array_equal(cut.train.arrays[name], values)
+    for name, values in whole.statistics.items():
+        if values.dtype.kind == "f":
+            np.testing.assert_allclose(cut.statistics[name], values, rtol=1e-9, err_msg=name)
