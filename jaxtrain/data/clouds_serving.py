@@ -34,8 +34,17 @@ def read(config: DataConfig, path: str, nav: str, lidar: str) -> Flight:
         return clouds_prepared.read(reading, FlightConfig(name, file=path))
     if config.needed_angles and not nav:
         raise UserError(f"{path}: the run was trained with data.angles={config.angles!r}, and an images file has none; give nav=FILE")
-    known = {flight.images: flight for flight in config.flights}.get(Path(path).name, FlightConfig(name))
-    return read_triple(reading, replace(known, name=name, images=path, nav=nav, lidar=lidar, file=""))
+    return read_triple(reading, replace(_alike(config, path), name=name, images=path, nav=nav, lidar=lidar, file=""))
+
+
+def _alike(config: DataConfig, path: str) -> FlightConfig:
+    """The run's flight of this images file; for another file the first one's names of time and heading, as the azimuth must
+    count from where it did in training."""
+    triples = [flight for flight in config.flights if flight.images]
+    for flight in triples:
+        if Path(flight.images).name == Path(path).name:
+            return flight
+    return replace(triples[0], year=None) if triples else FlightConfig("")
 
 
 def check_fits(config: DataConfig, statistics: Statistics, flight: Flight) -> None:

@@ -10,6 +10,7 @@ from clouds_problem import Triple, config, entry, prepared, write_prepared
 
 from jaxtrain.data import clouds, clouds_serving
 from jaxtrain.data import clouds_references as reference
+from jaxtrain.data.clouds_config import FlightConfig
 from jaxtrain.errors import UserError
 
 SIZE = (10, 12)
@@ -89,6 +90,23 @@ def test_images_with_navigation(tmp_path):
         clouds.inputs(c, statistics, paths["images"])
     blind = clouds.inputs(replace(c, angles="none"), statistics, paths["images"])
     assert len(blind) == 146 and (blind.arrays["sun"] == 0).all()
+
+
+def test_a_new_flight_is_read_as_the_runs_flights(tmp_path):
+    triple = Triple("P")
+    triple.nav["nav/clock"] = triple.nav.pop("nav/time")
+    triple.nav["nav/track"] = np.full(len(triple.nav["nav/clock"]), 350.0)
+    triple.write(tmp_path)
+    flights = (FlightConfig("S", file="s.h5"), entry("Q", nav_time="nav/clock", nav_heading="nav/track"))
+    images, nav = (str(tmp_path / getattr(entry("P"), kind)) for kind in ("images", "nav"))
+    found = clouds_serving.read(replace(run()[0], flights=flights), images, nav, "")
+    np.testing.assert_allclose(found.saa, np.mod(200 + 0.02 * np.arange(150) - 350, 360), atol=0.01)
+    (tmp_path / entry("P").lidar).rename(tmp_path / "layers.hdf5")
+    with pytest.raises(UserError, match="add year"):
+        clouds_serving.read(replace(run()[0], flights=(replace(flights[1], year=2024),)), images, nav, str(tmp_path / "layers.hdf5"))
+    own = replace(flights[1], images=f"folder/{entry('P').images}", year=2025)
+    found = clouds_serving.read(replace(run()[0], flights=(own,)), images, nav, str(tmp_path / "layers.hdf5"))
+    assert np.isfinite(found.height_km).sum() == 30
 
 
 def test_prepared_azimuths_outside_the_circle_are_turned(tmp_path):
