@@ -82,6 +82,7 @@ class Task(contract.Task):
         return replace(known, headline=(
             "mae_km/blocked", "mae_km/flight", "rmse_km/flight", "r2/blocked", "r2/flight", "r2_margin/flight", "spread/blocked",
             "spread/flight", "tier/flight", "coverage_90/blocked", "coverage_90/transfer", "coverage_90/few", *parts,
+            "mae_km/train", "r2/train",
         ))  # fmt: skip
 
     # Data ----------------------------------------------------------------------------------------------
