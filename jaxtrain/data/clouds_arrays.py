@@ -20,7 +20,7 @@ def shared_arrays(config: DataConfig, flights: Sequence[Flight], fills: Sequence
 
     frames (N, H, W) stored type, in memory or mapped; sza, saa (N,) and sun (N, 2), both of them, float32 degrees (an angle
     that the config does not use is 0 where unknown); height_km (N,) float32, NaN without a usable label; time (N,) float64 epoch
-    s; heading, lat, lon (N,) float32 degrees where every flight has them.
+    s; frame_id (N,) int32 number of the frame in its recording; heading, lat, lon (N,) float32 degrees where every flight has them.
     """
     sza, saa = (np.concatenate([getattr(flight, name) for flight in flights]) for name in ("sza", "saa"))
     sza = sza if "sza" in config.needed_angles else np.nan_to_num(sza)
@@ -33,6 +33,7 @@ def shared_arrays(config: DataConfig, flights: Sequence[Flight], fills: Sequence
         "sun": np.stack([sza, saa], axis=1),
         "height_km": np.concatenate(heights),
         "time": np.concatenate([flight.time for flight in flights]),
+        "frame_id": np.concatenate([flight.frame_id for flight in flights]).astype(np.int32),
     }
     for name in TRACK:
         track = [getattr(flight, name) for flight in flights]
