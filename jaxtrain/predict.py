@@ -59,19 +59,26 @@ def check_output(path: Path) -> None:
 
 
 def write_table(path: Path, columns: Mapping[str, Any]) -> None:
-    """Whole or not at all: a temporary file beside it, then a rename."""
+    """Whole or not at all: a temporary file beside it, then a rename.
+
+    A column of rows (n, k) becomes lists in .parquet; .csv has no place for one, so these go to a .npz of the same name beside it.
+    """
+    import numpy as np
+
+    wide = {name: column for name, column in columns.items() if np.ndim(column) > 1}
+    if path.suffix == ".csv" and wide:
+        write_table(path.with_suffix(".npz"), wide)
+        columns = {name: column for name, column in columns.items() if name not in wide}
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         if path.suffix == ".npz":
-            import numpy as np
-
             np.savez_compressed(temporary, **columns)
         else:
             import pyarrow
             import pyarrow.csv
             import pyarrow.parquet
 
-            table = pyarrow.table(dict(columns))
+            table = pyarrow.table({name: list(column) if name in wide else column for name, column in columns.items()})
             pyarrow.parquet.write_table(table, temporary) if path.suffix == ".parquet" else pyarrow.csv.write_csv(table, temporary)
         temporary.replace(path)
     finally:

@@ -102,9 +102,10 @@ def series(predict: Predict, dataset: Dataset) -> Any:
         axis.plot(TIME, step * place + shown["signal"][i], color=INPUT, linewidth=0.9)
         axis.plot(TIME, step * place + shown["denoised_uv"][i], color=MODEL, linewidth=1.6)
         if shown["v_probability"][i] >= 0.5:
-            sample = int(np.clip(round(shown["v_latency_ms"][i] / SAMPLE_MS), 0, SAMPLES - 1))
+            sample = int(np.clip(round(float(shown["v_latency_ms"][i]) / SAMPLE_MS), 0, SAMPLES - 1))
             axis.plot(TIME[sample], step * place + shown["denoised_uv"][i][sample], "v", color=OTHER, markersize=6)
-    axis.set_yticks(step * np.arange(len(levels)), [f"{db:g} dB  {shown['v_probability'][i]:.0%}" for db, i in zip(levels, first, strict=True)])
+    labels = [f"{db:g} dB  {shown['v_probability'][i]:.0%}" for db, i in zip(levels, first, strict=True)]
+    axis.set_yticks(step * np.arange(len(levels)), labels)
     axis.set_xlabel("ms after the stimulus")
     measured = shown["threshold_db"][first[0]] if shown["threshold_ok"][first[0]] else np.nan
     title = "too few levels for a threshold" if np.isnan(threshold) else f"threshold {threshold:.0f} dB"
