@@ -155,6 +155,9 @@ def check_flights(config: DataConfig, known: Sequence[str]) -> None:
             raise UserError(f"config.data.{key}: no flight is called {name!r} (known: {', '.join(known)})")
     if config.overweight_flight in (config.valid_flight, config.test_flight):
         raise UserError(f"config.data.overweight_flight: {config.overweight_flight!r} is held out and never drawn; name a training flight")
+    if config.train_flights and config.overweight_flight and config.overweight_flight not in config.train_flights:
+        raise UserError(f"config.data.overweight_flight: {config.overweight_flight!r} is not among data.train_flights "
+                        f"({', '.join(config.train_flights)}) and never drawn; name one of them, or \"\"")  # fmt: skip
 
 
 def _check_source(config: DataConfig) -> None:

@@ -117,6 +117,13 @@ def test_overweighting_is_a_sampler():
     assert f"flight A x 3.5: {share:.0%} of the training draws" in splits.notes
 
 
+def test_an_even_window_has_one_more_frame_before_its_centre():
+    splits = clouds.splits(config(temporal_frames=4, valid_rows="flight"))
+    row = splits.test.index[5]
+    frames = splits.test.gather(splits.test.arrays, row[None])["frames"][0]
+    np.testing.assert_array_equal(frames, splits.test.arrays["frames"][row[0] - 2 : row[0] + 2])
+
+
 def test_gather_is_the_window_on_numpy_and_on_jax():
     import jax
 
@@ -144,6 +151,7 @@ def test_gather_is_the_window_on_numpy_and_on_jax():
         ({"train_flights": ("A", "G")}, "data.train_flights: no flight is called 'G'"),
         ({"overweight_flight": "Z"}, "data.overweight_flight: no flight is called 'Z'"),
         ({"overweight_flight": "C"}, "overweight_flight: 'C' is held out"),
+        ({"overweight_flight": "B", "train_flights": ("A",)}, "overweight_flight: 'B' is not among data.train_flights (A)"),
         ({"test_flight": "D"}, "valid_flight: 'D' is also data.test_flight"),
         ({"train_flights": ("A", "C")}, "train_flights: 'C' is held out by data.test_flight"),
         ({"train_flights": ("E",), "valid_rows": "flight"}, "7 training windows are fewer than 20"),
