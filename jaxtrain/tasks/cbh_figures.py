@@ -21,7 +21,7 @@ USES = {  # of an index row's role: colour of its background
 }  # fmt: skip
 PANELS = {"train": (0,), "valid": (1, 3), "test, between own blocks": (2,), "test, held-out flight": PARTS["flight"][1:]}
 REFERENCES = ("near", "last*", "ridge", "boost", "oracle")  # columns of reference_km
-SHOWN = 600  # windows predicted for the figures
+SHOWN, SHOWN_PIXELS = (200, 1000), 1e7  # windows predicted for the figures: as many as these pixels of one frame each allow
 EACH = 3  # best and worst windows
 ERROR_BINS_KM = np.arange(-1.0, 1.01, 0.1)  # the outermost also hold what lies beyond
 HEIGHT_BINS_KM = np.arange(0, 2.11, 0.1)
@@ -30,7 +30,8 @@ HEIGHT_BINS_KM = np.arange(0, 2.11, 0.1)
 def draw(layout: Layout, summarize: Summarize, predict: Predict, dataset: Dataset, sums: Sums) -> dict[str, Any]:
     """{name: figure}; `frame_weights` where the network weighs frames, `track` where latitude and longitude are known."""
     windows = np.asarray(dataset.arrays["windows"])
-    rows = windows[:: -(-len(windows) // SHOWN)]
+    pixels = np.prod(dataset.arrays["frames"].shape[1:])
+    rows = windows[:: -(-len(windows) // int(np.clip(SHOWN_PIXELS // pixels, *SHOWN)))]
     shown = predict(rows, explain=True)
     shown |= {"time": np.asarray(dataset.arrays["time"])[rows[:, 0]], "error": shown["base_km"] - shown["height_km"]}
     figures = {
@@ -140,7 +141,7 @@ def _stretches(role: np.ndarray, minutes: np.ndarray) -> Iterator[tuple[str, flo
 def _runs(minutes: np.ndarray) -> list[slice]:
     """Stretches without a pause, so that no line is drawn across one."""
     steps = np.diff(minutes)
-    breaks = np.flatnonzero(steps > max(5 * float(np.median(steps)), 1.0)) + 1 if len(steps) else np.zeros(0, int)
+    breaks = np.flatnonzero(steps > max(3 * float(np.median(steps)), 0.75)) + 1 if len(steps) else np.zeros(0, int)
     edges = [0, *breaks.tolist(), len(minutes)]
     return [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
 

@@ -32,7 +32,7 @@ def shown() -> dict[str, np.ndarray]:
 
 
 def dataset(**more: np.ndarray) -> Dataset:
-    arrays = {"windows": windows(), "time": 1.7e9 + 5.0 * np.arange(COUNT), **more}
+    arrays = {"windows": windows(), "frames": np.zeros((COUNT, H, W)), "time": 1.7e9 + 5.0 * np.arange(COUNT), **more}
     return Dataset(arrays, windows()[np.isin(windows()[:, 2], (2, 4, 5, 6))], lambda a, rows: {})
 
 
