@@ -104,6 +104,13 @@ def test_a_mirrored_strip_has_a_mirrored_sun():
     assert np.abs(simulator.sunlit(cloud[:, ::-1], np.array(50.0), np.array(70.0)) - lit[:, ::-1]).max() > 0.1
 
 
+def test_a_slope_of_45_degrees_faces_a_sun_at_45_degrees():
+    ramp = np.broadcast_to(0.1 * np.arange(12.0)[:, None], (12, 9))  # 0.1 km per pixel of 0.1 km, rising ahead
+    for cloud, azimuth in ((ramp, 180.0), (ramp[:9].T, 270.0)):
+        np.testing.assert_allclose(simulator.sunlit(cloud, np.array(45.0), np.array(azimuth)), 1, rtol=1e-12)
+        np.testing.assert_allclose(simulator.sunlit(cloud, np.array(45.0), np.array(azimuth + 180)), 0, atol=1e-12)
+
+
 @pytest.mark.slow
 def test_the_default_loads_in_two_seconds():
     start = time.process_time()
