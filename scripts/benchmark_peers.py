@@ -114,9 +114,17 @@ def _convlstm(values: Values, statistics: Statistics, folder: Path) -> Sizes:
     }
 
 
+def _abr(values: Values, statistics: Statistics, folder: Path) -> Sizes:
+    """The function of ours: both S4 directions, all heads and cross-attention, whatever the config leaves out."""
+    names = ("objective", "channels", "res_blocks", "s4_layers", "s4_state", "transformer_layers", "bottleneck_layers", "head_width")
+    names += ("ffn_factor", "cond_width", "dropout", "film_dropout")
+    return {"bench": (), **{name.replace("_", "-"): values["model"][name] for name in names}}
+
+
 HOUR_AND_WEEKDAY = ("hour_of_day", "day_of_week")
 PEERS = {
     "stmgt": Peer("stmgt_torch.py", _stmgt),
     "tft": Peer("tft_forecasting.py", _tft),
     "convlstm": Peer("convlstm_keras.py", _convlstm),
+    "abr": Peer("abr_torch.py", _abr),
 }

@@ -60,7 +60,7 @@ def ddim(velocity: Velocity, noise: jax.Array, steps: int, clip: float | jax.Arr
         x0 = jnp.clip(a * x - g * v, -clip, clip)
         return a_next * x0 + g_next * (x - a * x0) / g, None
 
-    return jax.lax.scan(step, noise, (t, *(jnp.asarray(column, jnp.float32) for column in table)))[0]
+    return jax.lax.scan(step, noise, (jnp.asarray(t), *(jnp.asarray(column, jnp.float32) for column in table)))[0]
 
 
 def guided(model: Callable[[dict[str, Any]], jax.Array], conditions: Mapping[str, jax.Array], weight: float) -> Velocity:
