@@ -156,6 +156,17 @@ def section(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     return cls(**built)
 
 
+def sections(classes: Mapping[str, type], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A task's sections as frozen dataclasses by name: exactly those of `classes`, each by `section`. Raises UserError."""
+    for name in values:
+        if name not in classes:
+            raise UserError(f"config.{name}: unknown section{nearest(name, classes)}")
+    for name in classes:
+        if name not in values:
+            raise UserError(f"config.{name}: missing; the section belongs to the config file")
+    return {name: section(cls, values[name], name) for name, cls in classes.items()}
+
+
 def _convert(kind: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):

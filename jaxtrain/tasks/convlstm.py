@@ -16,8 +16,9 @@ from flax import nnx
 from jaxtrain.data import headway, headway_oracle
 from jaxtrain.data.dataset import Batch, Dataset, Splits, Statistics
 from jaxtrain.data.headway_config import DataConfig, check_config
+from jaxtrain.engine import config as configs
 from jaxtrain.engine import metrics
-from jaxtrain.engine.config import nearest, section
+from jaxtrain.engine.config import nearest
 from jaxtrain.errors import UserError
 from jaxtrain.models import convlstm as network
 from jaxtrain.tasks import convlstm_inputs as door
@@ -26,6 +27,8 @@ from jaxtrain.tasks import convlstm_naive as reference
 from jaxtrain.tasks import convlstm_scores as scores
 from jaxtrain.tasks import convlstm_serving as serving
 from jaxtrain.tasks import task as contract
+from jaxtrain.tasks.options import check as check_options
+from jaxtrain.tasks.options import whole
 from jaxtrain.tasks.task import Forecast, Sums
 
 FUTURES = 48  # that the oracle draws
@@ -89,13 +92,7 @@ def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None)
 
     Raises UserError for an unknown section or key, a value out of range, or keys that do not fit each other.
     """
-    for name in sections:
-        if name not in SECTIONS:
-            raise UserError(f"config.{name}: unknown section{nearest(name, SECTIONS)}")
-    for name in SECTIONS:
-        if name not in sections:
-            raise UserError(f"config.{name}: missing; the section belongs to the config file")
-    config = Config(**{name: section(cls, sections[name], name) for name, cls in SECTIONS.items()})
+    config = Config(**configs.sections(SECTIONS, sections))
     check_config(config.data)
     _check_model(config)
     _check_score(config)
@@ -193,19 +190,19 @@ class Task(contract.Task):
         """Windows to forecast from. Options: at (time of issue; default the end of the last complete row), every (minutes between
         forecasts), timetable (planned departures in place of the run's own: the table then shows both), snapshots (when the feed of
         this file was read), start (time of the first row of a prepared array)."""
-        serving.check_options(options, ("at", "every", *serving.READING))
+        check_options(options, ("at", "every", *serving.READING))
         timetable = options.get("timetable", "")
         found = self._read(path, options, timetable)
         return door.with_own_plan(found, self._read(path, options, ""), self.config.data.lookback) if timetable else found
 
     def labelled(self, path: str, options: Mapping[str, str]) -> Dataset:
         """Every window of a file that training would take. Options: timetable, snapshots, start, as for `inputs`."""
-        serving.check_options(options, serving.READING)
+        check_options(options, serving.READING)
         return self._read(path, options, options.get("timetable", ""), labelled=True)
 
     def _read(self, path: str, options: Mapping[str, str], timetable: str, *, labelled: bool = False) -> Dataset:
         return headway.inputs(
-            self.config.data, self.statistics, path, at=options.get("at", ""), every=serving.minutes(options, "every"),
+            self.config.data, self.statistics, path, at=options.get("at", ""), every=whole(options, "every", 0, of="minutes"),
             timetable=timetable, snapshots=options.get("snapshots", ""), start=options.get("start", ""), labelled=labelled,
         )  # fmt: skip
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxtrain.data.dataset import Dataset, Statistics
 from jaxtrain.data.headway_config import DataConfig
+from jaxtrain.tasks import drawing
 from jaxtrain.tasks.convlstm_scores import SECONDS, Layout, grouped, place_rmse
 
 Predict = Callable[..., dict[str, np.ndarray]]
@@ -43,17 +44,6 @@ def draw(data: DataConfig, layout: Layout, statistics: Statistics, predict: Pred
     return figures
 
 
-def _axes(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, np.ndarray]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for axis in axes.ravel():
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25, linewidth=0.6)
-    return figure, axes
-
-
 def maps(data: DataConfig, statistics: Statistics, shown: Mapping[str, np.ndarray]) -> Any:
     """The line over time, one row per direction: what was seen, then the truth, the model's forecast and the naive one."""
     from matplotlib import colormaps
@@ -66,7 +56,7 @@ def maps(data: DataConfig, statistics: Statistics, shown: Mapping[str, np.ndarra
         "advected" if data.target == "headway" else "dead reckoning": shown["advected"][b],
     }
     directions, stations = statistics["stations"].shape
-    figure, axes = _axes(13, 1.2 + directions * (1.2 + 0.055 * max(stations, 24)), directions, len(later), sharex=True)
+    figure, axes = drawing.axes(13, 1.2 + directions * (1.2 + 0.055 * max(stations, 24)), directions, len(later), sharex=True)
     colors = colormaps["viridis_r"].with_extremes(bad=UNKNOWN)
     span = (-data.lookback * data.step_minutes, data.horizon * data.step_minutes)
     image = None
@@ -115,7 +105,7 @@ def _style(name: str) -> dict[str, Any]:
 
 def error_by_minute(data: DataConfig, layout: Layout, sums: Sums) -> Any:
     """RMSE of every forecaster over the minutes ahead, the bands of earlier runs, and whether the lines to pass were passed."""
-    figure, axes = _axes(9, 4.8)
+    figure, axes = drawing.axes(9, 4.8)
     axis = axes[0, 0]
     for name in _ordered(sums):
         rmse = place_rmse({kind: value.sum(1) for kind, value in grouped(sums[name], "minute").items()})
@@ -145,7 +135,7 @@ def _whole_minutes(axis: Any) -> None:
 def error_by_station(layout: Layout, sums: Sums) -> Any:
     """RMSE of every forecaster by station, one panel per direction, in grid order."""
     count = len(layout.directions)
-    figure, axes = _axes(11, 1.2 + 2.6 * count, count, 1)
+    figure, axes = drawing.axes(11, 1.2 + 2.6 * count, count, 1)
     for d, axis in enumerate(axes[:, 0]):
         for name in _ordered(sums):
             axis.plot(place_rmse(grouped(sums[name], "station"))[:, d], marker=".", markersize=4, **_style(name))
@@ -164,7 +154,7 @@ def density(data: DataConfig, shown: Mapping[str, np.ndarray]) -> Any:
     from matplotlib.colors import LogNorm
 
     known = np.asarray(shown["target_known"], bool)
-    figure, axes = _axes(6.4, 5.4)
+    figure, axes = drawing.axes(6.4, 5.4)
     axis, end = axes[0, 0], SECONDS * data.cap_minutes
     edges = np.linspace(0, end, 61)
     counts, _, _ = np.histogram2d(SECONDS * shown["target"][known], SECONDS * shown["value"][known], bins=(edges, edges))
@@ -178,7 +168,7 @@ def density(data: DataConfig, shown: Mapping[str, np.ndarray]) -> Any:
 
 def coverage(data: DataConfig, layout: Layout, sums: Sums) -> Any:
     """How many truths lie in the interval, and how wide it is, by minutes ahead."""
-    figure, axes = _axes(9, 3.8, 1, 2)
+    figure, axes = drawing.axes(9, 3.8, 1, 2)
     kinds = {kind: value.sum(1) for kind, value in grouped(sums["model"], "minute").items()}
     n, minutes = np.maximum(kinds["n"], 1), data.step_minutes * np.arange(1, len(kinds["n"]) + 1)
     nominal = float(layout.interval)
@@ -205,7 +195,7 @@ def entry(data: DataConfig, statistics: Statistics, dataset: Dataset) -> Any:
     day = slice(max(start, 0), start + data.day_rows)
     hours = (data.day_start_minutes + np.asarray(dataset.arrays["minute"][day])) / 60
     directions = len(statistics["directions"])
-    figure, axes = _axes(12, 1 + 2.4 * directions, directions, 2, width_ratios=(2.4, 1))
+    figure, axes = drawing.axes(12, 1 + 2.4 * directions, directions, 2, width_ratios=(2.4, 1))
     for d, (course, shift) in enumerate(axes):
         place = _outward(statistics, d)[0]
         course.plot(hours, SECONDS * observed[day, place, d], color=INK, linewidth=0.9, label="observed")
@@ -236,7 +226,7 @@ def copied(data: DataConfig, layout: Layout, shown: Mapping[str, np.ndarray]) ->
     """How much of a forecast is copied from which station upstream, and from the plan, by minutes ahead."""
     weights = shown["copy_weights"]  # (B, F, S, D, J + 2)
     directions = weights.shape[3]
-    figure, axes = _axes(5.4 * directions, 4, 1, directions)
+    figure, axes = drawing.axes(5.4 * directions, 4, 1, directions)
     labels = [*(str(j) for j in range(weights.shape[-1] - 1)), "plan"]
     image = None
     for d, axis in enumerate(axes[0]):

@@ -14,27 +14,12 @@ import numpy as np
 from jaxtrain.data.dataset import Batch, Dataset, Statistics
 from jaxtrain.data.headway_config import DataConfig
 from jaxtrain.data.headway_time import local_dates, show_local
-from jaxtrain.engine.config import nearest
 from jaxtrain.errors import UserError
 from jaxtrain.models.convlstm import Sizes
 from jaxtrain.models.convlstm_readout import entry_rows, merged_plan, plan_at
 from jaxtrain.tasks.convlstm_inputs import array_shapes
 
 READING = ("timetable", "snapshots", "start")  # options of every file that a run reads
-
-
-def check_options(options: Mapping[str, str], known: tuple[str, ...]) -> None:
-    for name in options:
-        if name not in known:
-            raise UserError(f"--option {name}: unknown option{nearest(name, known)}")
-
-
-def minutes(options: Mapping[str, str], name: str) -> int:
-    """A whole number of minutes from 1; 0 where the option is not given."""
-    value = options.get(name, "0")
-    if not value.isdecimal() or (name in options and int(value) < 1):
-        raise UserError(f"--option {name}={value}: expected a whole number of minutes from 1")
-    return int(value)
 
 
 def complete(data: DataConfig, size: Sizes, batch: Batch) -> Batch:

@@ -16,8 +16,8 @@ from flax import nnx
 from jaxtrain.data import traffic
 from jaxtrain.data.dataset import Batch, Dataset, Splits, Statistics
 from jaxtrain.data.traffic_config import DataConfig, check_config
+from jaxtrain.engine import config as configs
 from jaxtrain.engine import metrics
-from jaxtrain.engine.config import nearest, section
 from jaxtrain.errors import UserError
 from jaxtrain.models import stmgt as network
 from jaxtrain.nn import mixture as mixtures
@@ -25,6 +25,8 @@ from jaxtrain.nn.mixture import Mixture
 from jaxtrain.tasks import stmgt_scores as scores
 from jaxtrain.tasks import stmgt_serving as serving
 from jaxtrain.tasks import task as contract
+from jaxtrain.tasks.options import check as check_options
+from jaxtrain.tasks.options import switch
 from jaxtrain.tasks.task import Forecast, Sums
 
 WEIGHT_FLOOR = 1e-8  # added to the component weights inside the logarithms of the loss
@@ -107,13 +109,7 @@ def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None)
 
     Raises UserError for an unknown section or key, a value out of range, or a horizon that is no output step.
     """
-    for name in sections:
-        if name not in SECTIONS:
-            raise UserError(f"config.{name}: unknown section{nearest(name, SECTIONS)}")
-    for name in SECTIONS:
-        if name not in sections:
-            raise UserError(f"config.{name}: missing; the section belongs to the config file")
-    config = Config(**{name: section(cls, sections[name], name) for name, cls in SECTIONS.items()})
+    config = Config(**configs.sections(SECTIONS, sections))
     check_config(config.data)
     horizons = _horizon_steps(config)
     headline = (*(f"mae/{name}" for name in horizons), "mae", "rmse", "mape", "crps", "coverage_80")
@@ -175,13 +171,11 @@ class Task(contract.Task):
         return self._read(path, options, serving.READING, labelled=True)
 
     def _read(self, path: str, options: Mapping[str, str], known: tuple[str, ...], *, labelled: bool) -> Dataset:
-        for name in options:
-            if name not in known:
-                raise UserError(f"--option {name}: unknown option{nearest(name, known)}")
+        check_options(options, known)
         origins = tuple(text.strip() for text in options.get("origin", "").split(",") if text.strip())
         return traffic.inputs(
             serving.reading(self.config.data, path, options), self.statistics, path, weather_path=options.get("weather", ""),
-            origins=origins, allow_missing=serving.switch(options, "allow_missing"), labelled=labelled,
+            origins=origins, allow_missing=switch(options, "allow_missing"), labelled=labelled,
         )  # fmt: skip
 
     def oracle(self, rows: np.ndarray) -> dict[str, Forecast] | None:
@@ -355,7 +349,7 @@ class Task(contract.Task):
 
     def table(self, dataset: Dataset, forecast: Mapping[str, np.ndarray], options: Mapping[str, str]) -> dict[str, np.ndarray]:
         """The long table of `stmgt_serving.table`; the option `components` adds the mixture."""
-        components = serving.switch(options, "components")
+        components = switch(options, "components")
         return serving.table(self.config.data, self.config.score.quantiles, self.statistics, dataset, forecast, components=components)
 
     def complete(self, batch: Batch) -> Batch:

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxtrain.data.dataset import Dataset, Statistics
 from jaxtrain.data.traffic_config import DAY_SECONDS, DataConfig
+from jaxtrain.tasks import drawing
 from jaxtrain.tasks.stmgt_scores import PIT_BINS, grouped
 
 Predict = Callable[..., dict[str, np.ndarray]]
@@ -59,17 +60,6 @@ def _predict(predict: Predict, rows: np.ndarray) -> dict[str, np.ndarray]:
     return {name: np.concatenate([np.asarray(part[name]) for part in parts]) for name in parts[0]}
 
 
-def _axes(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, np.ndarray]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for axis in axes.ravel():
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25, linewidth=0.6)
-    return figure, axes
-
-
 def _band(levels: tuple[float, ...]) -> tuple[int, int, str]:
     """(lower, upper, label) of the pair of levels nearest to 10 and 90 %."""
     low, high = (int(np.argmin(np.abs(np.array(levels) - q))) for q in (0.1, 0.9))
@@ -85,7 +75,7 @@ def forecasts(data: DataConfig, levels: tuple[float, ...], statistics: Statistic
     when = time[at].astype("datetime64[s]")
     span = slice(int(at.min()), int(at.max()) + 1)
     nodes = _telling_nodes(statistics, observed[span])
-    figure, axes = _axes(11, 2.3 * len(nodes) + 0.4, len(nodes), sharex=True)
+    figure, axes = drawing.axes(11, 2.3 * len(nodes) + 0.4, len(nodes), sharex=True)
     for axis, node in zip(axes[:, 0], nodes, strict=True):
         seen = np.where(observed[span, node], speed[span, node], np.nan)
         band = shown["quantiles"][:, step, node]
@@ -131,7 +121,7 @@ def incident(data: DataConfig, horizons: Mapping[str, int], levels: tuple[float,
     ahead = np.arange(1, data.out_steps + 1) * data.step_minutes
     history = np.where(shown["observed"][b, :, node], shown["speed"][b, :, node], np.nan)
     actual = np.where(shown["target_mask"][b, :, node] > 0, shown["target"][b, :, node], np.nan)
-    figure, axes = _axes(11, 4, 1, 2, width_ratios=(1.2, 1))
+    figure, axes = drawing.axes(11, 4, 1, 2, width_ratios=(1.2, 1))
     course, density = axes[0]
     band = shown["quantiles"][b, :, node]
     course.fill_between(ahead, band[:, low], band[:, high], color=COLORS["model"], alpha=0.22, linewidth=0, label=f"model, {label}")
@@ -183,7 +173,7 @@ def _density(shown: Mapping[str, np.ndarray], b: int, step: int, node: int) -> t
 
 def mae_by_horizon(data: DataConfig, sums: Sums) -> Any:
     """MAE of every forecaster over the horizon."""
-    figure, axes = _axes(6.5, 4)
+    figure, axes = drawing.axes(6.5, 4)
     ahead = np.arange(1, data.out_steps + 1) * data.step_minutes
     _lines(axes[0, 0], ahead, sums, "horizon")
     axes[0, 0].set_xlabel("horizon, minutes")
@@ -193,7 +183,7 @@ def mae_by_horizon(data: DataConfig, sums: Sums) -> Any:
 
 def mae_by_hour(data: DataConfig, sums: Sums) -> Any:
     """MAE of every forecaster over the hour of day that was forecast."""
-    figure, axes = _axes(8, 4)
+    figure, axes = drawing.axes(8, 4)
     _lines(axes[0, 0], np.arange(24), sums, "hour")
     axes[0, 0].set_xlabel("hour of day")
     axes[0, 0].set_xticks(range(0, 24, 3))
@@ -214,7 +204,7 @@ def _lines(axis: Any, x: np.ndarray, sums: Sums, group: str) -> None:
 
 def calibration(sums: Sums) -> Any:
     """PIT histogram (flat = calibrated), and how often congestion of a forecast probability came true."""
-    figure, axes = _axes(10, 4.2, 1, 2)
+    figure, axes = drawing.axes(10, 4.2, 1, 2)
     pit, reliability = axes[0]
     edges = np.linspace(0, 1, PIT_BINS + 1)
     for name in ("oracle", "model"):
@@ -254,7 +244,7 @@ def gain(data: DataConfig, statistics: Statistics, sums: Sums) -> Any:
     saved = 100 * (1 - model["abs"][scored] / np.maximum(damped["abs"][scored], 1e-9))
     place = _places(statistics)
     known = bool(data.path) and "positions" in statistics  # the embedded network is drawn as a scheme
-    figure, axes = _axes(8, 6)
+    figure, axes = drawing.axes(8, 6)
     axis = axes[0, 0]
     i, slot = np.nonzero(statistics["neighbor_mask"])
     lines = np.stack([place[i], place[statistics["neighbors"][i, slot]]], axis=1)
@@ -291,7 +281,7 @@ def attention(statistics: Statistics, predict: Predict, rows: np.ndarray) -> Any
     else:
         counts = np.bincount(relation[mask[node]], minlength=len(RELATIONS))
     shown = np.flatnonzero(counts)
-    figure, axes = _axes(8, 4)
+    figure, axes = drawing.axes(8, 4)
     axis, blocks = axes[0, 0], len(weights)
     for block in range(blocks):
         shares = [weights[block][relation == kind].sum() for kind in shown]

@@ -35,13 +35,6 @@ def reading(trained: DataConfig, path: str, options: Mapping[str, str]) -> DataC
     return replace(trained, start=start, layout=layout, key=key, feature=int(feature))
 
 
-def switch(options: Mapping[str, str], name: str) -> bool:
-    value = options.get(name, "no").lower()
-    if value not in ("yes", "true", "1", "", "no", "false", "0"):
-        raise UserError(f"--option {name}={value}: expected yes or no")
-    return value in ("yes", "true", "1", "")
-
-
 def complete(data: DataConfig, statistics: Statistics, batch: Batch) -> Batch:
     """A batch of the network from arrays given by hand.
 

@@ -16,8 +16,9 @@ from flax import nnx
 from jaxtrain.data import fleet, fleet_config, fleet_oracle
 from jaxtrain.data.dataset import Batch, Dataset, Splits, Statistics
 from jaxtrain.data.fleet_config import DataConfig, check_config
+from jaxtrain.engine import config as configs
 from jaxtrain.engine import metrics
-from jaxtrain.engine.config import nearest, section
+from jaxtrain.engine.config import nearest
 from jaxtrain.errors import UserError
 from jaxtrain.models import tft as network
 from jaxtrain.models.tft_config import flops_per_window
@@ -25,6 +26,7 @@ from jaxtrain.tasks import task as contract
 from jaxtrain.tasks import tft_arrays, tft_combine, tft_inputs, tft_naive, tft_transfer
 from jaxtrain.tasks import tft_scores as scores
 from jaxtrain.tasks import tft_serving as serving
+from jaxtrain.tasks.options import switch
 from jaxtrain.tasks.task import Forecast, Sums
 
 MEAN_FLOOR = 1e-6  # of the mean |y| that errors in units are divided by
@@ -66,13 +68,7 @@ def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None)
 
     Raises UserError for an unknown section or key, a value out of range, or keys that do not fit each other.
     """
-    for name in sections:
-        if name not in SECTIONS:
-            raise UserError(f"config.{name}: unknown section{nearest(name, SECTIONS)}")
-    for name in SECTIONS:
-        if name not in sections:
-            raise UserError(f"config.{name}: missing; the section belongs to the config file")
-    config = Config(**{name: section(cls, sections[name], name) for name, cls in SECTIONS.items()})
+    config = Config(**configs.sections(SECTIONS, sections))
     check_config(config.data)
     targets, weights, steps = config.data.targets, config.loss.target_weights, config.score.steps
     if len(weights) != len(targets):
@@ -235,7 +231,7 @@ class Task(contract.Task):
 
     def serving(self, options: Mapping[str, str]) -> dict[str, Any]:
         """`explain` goes to `predict`."""
-        return {"explain": True} if serving.switch(options, "explain") else {}
+        return {"explain": True} if switch(options, "explain") else {}
 
     def table(self, dataset: Dataset, forecast: Mapping[str, np.ndarray], options: Mapping[str, str]) -> dict[str, np.ndarray]:
         """The long table of `tft_serving.table`."""
@@ -245,7 +241,7 @@ class Task(contract.Task):
         self, dataset: Dataset, forecast: Mapping[str, np.ndarray], options: Mapping[str, str]
     ) -> dict[str, dict[str, np.ndarray]]:
         """With the option `explain`: weights (what each variable counted for) and attention (which steps were looked at)."""
-        if not serving.switch(options, "explain"):
+        if not switch(options, "explain"):
             return {}
         names = self._weight_names()
         return {"weights": serving.weights_table(self.config.data, names, dataset, forecast),

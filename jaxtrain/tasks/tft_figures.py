@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxtrain.data.dataset import Dataset, Statistics
 from jaxtrain.data.fleet_config import DataConfig
-from jaxtrain.tasks import tft_naive
+from jaxtrain.tasks import drawing, tft_naive
 from jaxtrain.tasks.tft_scores import Layout, group_name, kinds_of, median_of, ratio
 from jaxtrain.tasks.tft_serving import attention_steps
 
@@ -73,22 +73,11 @@ def _chunks(rows: np.ndarray) -> list[np.ndarray]:
     return [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
 
 
-def _axes(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, np.ndarray]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for axis in axes.ravel():
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25, linewidth=0.6)
-    return figure, axes
-
-
 def _panels(count: int, width: float, height: float, **options: Any) -> tuple[Any, list[Any]]:
     """`count` axes, two side by side."""
     columns = min(2, count)
     rows = -(-count // columns)
-    figure, axes = _axes(width * columns, height * rows, rows, columns, **options)
+    figure, axes = drawing.axes(width * columns, height * rows, rows, columns, **options)
     for axis in axes.ravel()[count:]:
         axis.set_visible(False)
     return figure, list(axes.ravel()[:count])
@@ -125,7 +114,7 @@ def forecasts(data: DataConfig, layout: Layout, statistics: Statistics, groups: 
     naive = _naive_medians(data, layout, shown)
     hours = data.step_seconds / 3600
     past, ahead = np.arange(-data.context_steps, 0) * hours, np.arange(data.horizon_steps) * hours
-    figure, axes = _axes(13, 2.6 * len(data.targets) + 0.4, len(data.targets), 3)
+    figure, axes = drawing.axes(13, 2.6 * len(data.targets) + 0.4, len(data.targets), 3)
     for number, axis in enumerate(axes.ravel()):
         r, place = divmod(number, 3)
         quantiles = shown["quantiles"][number, :, r]
@@ -188,7 +177,7 @@ def qrisk_by_step(data: DataConfig, layout: Layout, sums: Sums) -> Any:
 
 def reliability(data: DataConfig, layout: Layout, sums: Sums) -> Any:
     """How often the measured value lay below each quantile, against its level; a line per target, the oracle dashed."""
-    figure, axes = _axes(5.8, 5.2)
+    figure, axes = drawing.axes(5.8, 5.2)
     axis = axes[0, 0]
     for name, style in (("model", "-"), ("oracle", "--")):
         if name not in sums:
@@ -209,7 +198,7 @@ def reliability(data: DataConfig, layout: Layout, sums: Sums) -> Any:
 def importance(names: Mapping[str, tuple[str, ...]], explained: Mapping[str, np.ndarray]) -> Any:
     """Mean selection weight of every variable, one panel per selection network."""
     present = {part: names[part] for part in ("static", "past", "future") if f"{part}_weights" in explained and names[part]}
-    figure, axes = _axes(4.4 * max(1, len(present)), 0.24 * max([1, *map(len, present.values())]) + 1.4, 1, max(1, len(present)))
+    figure, axes = drawing.axes(4.4 * max(1, len(present)), 0.24 * max([1, *map(len, present.values())]) + 1.4, 1, max(1, len(present)))
     for axis, (part, labels) in zip(axes[0], present.items(), strict=False):
         weights = np.asarray(explained[f"{part}_weights"], np.float64)
         if part == "past":
@@ -227,7 +216,7 @@ def importance(names: Mapping[str, tuple[str, ...]], explained: Mapping[str, np.
 
 def attention(data: DataConfig, explained: Mapping[str, np.ndarray]) -> Any:
     """Mean attention over the time looked at, for four horizon steps."""
-    figure, axes = _axes(8, 3.8)
+    figure, axes = drawing.axes(8, 3.8)
     axis = axes[0, 0]
     weights = np.asarray(explained["attention"], np.float64).mean(0)  # (tau, T)
     weights = np.where(weights > 0, weights, np.nan)  # a step does not look at later ones
@@ -277,7 +266,7 @@ def alerts(data: DataConfig, groups: Groups, predict: Predict) -> Any:
     """Probability of exceeding each alert's threshold in the newest window of every group; dots where it did happen."""
     shown = [predict(rows) for rows in _chunks(groups.last)]
     hours = data.step_seconds / 3600
-    figure, axes = _axes(6.5 * len(data.alerts), 0.16 * min(MAPPED, len(groups.names)) + 1.6, 1, len(data.alerts))
+    figure, axes = drawing.axes(6.5 * len(data.alerts), 0.16 * min(MAPPED, len(groups.names)) + 1.6, 1, len(data.alerts))
     for a, (axis, (target, threshold)) in enumerate(zip(axes[0], data.alerts.items(), strict=True)):
         r = data.targets.index(target)
         probability = np.concatenate([part["p_above"][:, :, a] for part in shown])

@@ -10,24 +10,15 @@ import numpy as np
 
 from jaxtrain.data.dataset import Dataset
 from jaxtrain.data.fleet_config import DataConfig, roles
-from jaxtrain.engine.config import nearest
 from jaxtrain.errors import UserError
+from jaxtrain.tasks.options import check
 
 RECENT_STEPS = 12  # of the past, whose weights are also written on their own
 
 
-def switch(options: Mapping[str, str], name: str) -> bool:
-    value = options.get(name, "no").lower()
-    if value not in ("yes", "true", "1", "", "no", "false", "0"):
-        raise UserError(f"--option {name}={value}: expected yes or no")
-    return value in ("yes", "true", "1", "")
-
-
 def origins(options: Mapping[str, str], known: tuple[str, ...]) -> tuple[str, int]:
     """(`at`, `every`) of the options; "" and 0 where they are not given. Raises UserError for an unknown option or both at once."""
-    for name in options:
-        if name not in known:
-            raise UserError(f"--option {name}: unknown option{nearest(name, known)}")
+    check(options, known)
     at, every = options.get("at", ""), options.get("every", "0")
     if not every.isdecimal() or ("every" in options and int(every) < 1):
         raise UserError(f"--option every={every}: expected a number of steps from 1")
