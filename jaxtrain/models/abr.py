@@ -18,7 +18,7 @@ from jaxtrain.models.abr_flops import flops_per_example as flops_per_example
 from jaxtrain.models.abr_heads import Heads
 from jaxtrain.nn.draws import Dice, Draws, split
 from jaxtrain.nn.dropout import Dropout
-from jaxtrain.nn.layers import Seeds, layer_norm
+from jaxtrain.nn.layers import LayerNorm, Seeds
 
 
 class Network(nnx.Module):
@@ -38,7 +38,7 @@ class Network(nnx.Module):
         levels = reversed(range(len(channels)))
         self.decoder = nnx.List([DecoderLevel(inputs[i + 1], channels[i], 2**i, config, seeds, dtype=dtype) for i in levels])
         self.output_block = ResBlock(channels[0], END_KERNEL, config.dropout, seeds, dtype=dtype)
-        self.output_norm = layer_norm(channels[0], seeds, dtype)
+        self.output_norm = LayerNorm(channels[0], dtype)
         self.heads = Heads(config, seeds)
         self.switch = Dropout(config.dropout)  # off in a deterministic view, and with it every draw
 

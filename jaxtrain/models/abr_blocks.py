@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxtrain.models.abr_config import Config
 from jaxtrain.nn.draws import Dice, dropped, split
-from jaxtrain.nn.layers import Seeds, dense, fan_in_normal, gelu, layer_norm
+from jaxtrain.nn.layers import LayerNorm, Seeds, dense, fan_in_normal, gelu
 from jaxtrain.nn.rotary import RotaryAttention
 from jaxtrain.nn.s4d import S4DLayer
 from jaxtrain.nn.stack import Stack
@@ -63,7 +63,7 @@ class ResBlock(nnx.Module):
 
     def __init__(self, channels: int, taps: int, dropout: float, seeds: Seeds, *, dtype: Any):
         self.rate = dropout
-        self.norm_in, self.norm_out = layer_norm(channels, seeds, dtype), layer_norm(channels, seeds, dtype)
+        self.norm_in, self.norm_out = LayerNorm(channels, dtype), LayerNorm(channels, dtype)
         self.conv_in = Conv(channels, channels, taps, seeds, dtype=dtype)
         self.conv_out = Conv(channels, channels, taps, seeds, scale=RESIDUAL_SCALE, dtype=dtype)
 
@@ -101,11 +101,11 @@ class TransformerLayer(nnx.Module):
 
     def __init__(self, width: int, config: Config, seeds: Seeds, *, cross: bool, dtype: Any):
         self.rate = config.dropout
-        self.norm_attention = layer_norm(width, seeds, dtype)
+        self.norm_attention = LayerNorm(width, dtype)
         self.attention = RotaryAttention(width, config.head_width, config.attention, seeds, cross=False, dtype=dtype)
-        self.norm_cross = layer_norm(width, seeds, dtype) if cross else None
+        self.norm_cross = LayerNorm(width, dtype) if cross else None
         self.cross = RotaryAttention(width, config.head_width, config.attention, seeds, cross=True, dtype=dtype) if cross else None
-        self.norm_ffn = layer_norm(width, seeds, dtype)
+        self.norm_ffn = LayerNorm(width, dtype)
         self.ffn = FeedForward(width, config.ffn_factor, config.dropout, seeds, dtype=dtype)
 
     def __call__(self, h: jax.Array, stride: int, memory: jax.Array | None, draws: Dice = None) -> jax.Array:
@@ -133,7 +133,7 @@ class EncoderLevel(nnx.Module):
         self.down = Conv(channels, channels, 4, seeds, stride=2, dtype=dtype)
         self.state_spaces = state_spaces(config.s4_layers, channels, config, seeds, dtype=dtype)
         self.film = FiLM(config.cond_width, channels, seeds, dtype=dtype)
-        self.norm = layer_norm(channels, seeds, dtype)
+        self.norm = LayerNorm(channels, dtype)
 
     def __call__(self, h: jax.Array, condition: jax.Array, draws: Dice = None) -> tuple[jax.Array, jax.Array]:
         first, second = split(draws, 2)
@@ -151,11 +151,11 @@ class Bottleneck(nnx.Module):
         self.layers = Stack(
             config.bottleneck_layers, lambda seeds: TransformerLayer(channels, config, seeds, cross=False, dtype=dtype), seeds
         )
-        self.norm_layers = layer_norm(channels, seeds, dtype)
+        self.norm_layers = LayerNorm(channels, dtype)
         self.merge_in = dense(2 * channels, 2 * channels, seeds, dtype=dtype)
         self.merge_out = dense(2 * channels, channels, seeds, dtype=dtype)
         self.film = FiLM(config.cond_width, channels, seeds, dtype=dtype)
-        self.norm = layer_norm(channels, seeds, dtype)
+        self.norm = LayerNorm(channels, dtype)
 
     def __call__(self, h: jax.Array, condition: jax.Array, draws: Dice = None) -> jax.Array:
         first, second, third = split(draws, 3)

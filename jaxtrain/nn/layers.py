@@ -12,6 +12,7 @@ from jaxtrain.nn.draws import Draws
 from jaxtrain.nn.linear import Linear
 
 EPSILON = 1e-5  # of every layer norm
+NARROW = 64  # channels up to which sums over them are products on CPU
 CUT = 2.0  # SDs
 SD_OF_CUT = 0.87962566103423978  # of a standard normal cut at +-2
 
@@ -40,9 +41,53 @@ def dense(
     return Linear(inputs, outputs, use_bias=bias, kernel_init=_initializer(init), dtype=dtype, rngs=_as_rngs(seeds))
 
 
-def layer_norm(width: int, seeds: Seeds, dtype: Any) -> nnx.LayerNorm:
-    """Moments in float32, result in `dtype`."""
-    return nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, rngs=_as_rngs(seeds))
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis; moments in float32, result in `dtype`."""
+
+    def __init__(self, width: int, dtype: Any):
+        self.dtype = dtype
+        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        run = normalize_products if jax.default_backend() == "cpu" and x.shape[-1] <= NARROW else normalize
+        return run(x.astype(jnp.float32), self.scale[...], self.bias[...]).astype(self.dtype)
+
+
+def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """x (..., C) with mean 0 and variance 1 over C, times scale, plus bias, each (C,)."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + EPSILON) * scale + bias
+
+
+@jax.custom_vjp
+def normalize_products(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """`normalize` with means as products with (C, C) matrices, forward and backward.
+
+    XLA's CPU compiler sums a short last axis one number at a time; the product costs less up to C = NARROW (measured: at 16
+    and 64 channels the norm with its gradient adds nothing that can be measured, against as much as ten passes over memory).
+    """
+    return _normalize(x, scale, bias)[0]
+
+
+def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, Any]:
+    rows = x.reshape(-1, x.shape[-1])
+    share = jnp.full((x.shape[-1], x.shape[-1]), 1 / x.shape[-1])
+    centred = rows - rows @ share
+    inverse = jax.lax.rsqrt((centred * centred) @ share + EPSILON)
+    n = centred * inverse
+    return (n * scale + bias).reshape(x.shape), (n, inverse, scale)
+
+
+def _normalize_gradient(saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    n, inverse, scale = saved
+    width = g.shape[-1]
+    rows, share, ones = g.reshape(-1, width), jnp.full((width, width), 1 / width), jnp.ones((1, len(n)))
+    h = rows * scale
+    d_x = inverse * (h - h @ share - n * ((h * n) @ share))
+    return d_x.reshape(g.shape), (ones @ (rows * n))[0], (ones @ rows)[0]
+
+
+normalize_products.defvjp(_normalize, _normalize_gradient)
 
 
 def gelu(x: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxtrain.nn.draws import Dice, dropped, split
-from jaxtrain.nn.layers import Seeds, dense, gelu, layer_norm
+from jaxtrain.nn.layers import LayerNorm, Seeds, dense, gelu
 
 
 def legs_frequencies(states: int) -> np.ndarray:
@@ -108,7 +108,7 @@ class S4DLayer(nnx.Module):
 
     def __init__(self, channels: int, states: int, dropout: float, seeds: Seeds, *, dtype: Any, **options: Any):
         self.rate = dropout
-        self.norm = layer_norm(channels, seeds, dtype)
+        self.norm = LayerNorm(channels, dtype)
         self.ssm = S4D(channels, states, seeds, **options)
         self.output = dense(channels, 2 * channels, seeds, dtype=dtype)
 

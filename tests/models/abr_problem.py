@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -25,12 +24,12 @@ BATCH = 6
 def inputs(objective="predict", batch=BATCH, seed=0):
     """All classes, one of them unknown; one dropped condition; one missing value."""
     rng = np.random.default_rng(seed)
-    real = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    shared = {"x": real(batch, 200), "statics": real(batch, 4), "statics_ok": jnp.ones((batch, 4), bool).at[0, 1].set(False)}
-    shared["null"] = jnp.arange(batch) == 1
+    real = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    shared = {"x": real(batch, 200), "statics": real(batch, 4), "statics_ok": np.ones((batch, 4), bool), "null": np.arange(batch) == 1}
+    shared["statics_ok"][0, 1] = False
     if objective == "predict":
         return {**shared, "scale": real(batch, 2)}
-    return {**shared, "t": jnp.asarray(rng.integers(0, 1000, batch), jnp.int32), "label": jnp.arange(batch, dtype=jnp.int32) - 1}
+    return {**shared, "t": rng.integers(0, 1000, batch, np.int32), "label": np.arange(batch, dtype=np.int32) - 1}
 
 
 def network(config, seed=0):
@@ -39,7 +38,30 @@ def network(config, seed=0):
     return nnx.split(nnx.eval_shape(lambda: Network(config, nnx.Rngs(seed))), nnx.Param, ...)[0], *state
 
 
+def replaced(inputs, name, place, value):
+    """The inputs with one number changed."""
+    changed = inputs[name].copy()
+    changed[place] = value
+    return {**inputs, name: changed}
+
+
 def weighted(outputs, seed=1):
     """One number in which every output counts."""
     rng = np.random.default_rng(seed)
-    return sum((value * jnp.asarray(rng.normal(size=value.shape), jnp.float32)).sum() for _, value in sorted(outputs.items()))
+    return sum((value * rng.normal(size=value.shape).astype(np.float32)).sum() for _, value in sorted(outputs.items()))
+
+
+def program(config):
+    """(run, params): run(inputs, params, key) -> outputs and the gradient of every parameter, compiled once."""
+    graph, params, rest = network(config)
+
+    def loss(params, inputs, key):
+        outputs = nnx.merge(graph, params, rest)(inputs, nnx.Rngs(dropout=key))
+        return weighted(outputs), outputs
+
+    def both(inputs, params, key):
+        gradients, outputs = jax.grad(loss, has_aux=True)(params, inputs, key)
+        return outputs, gradients
+
+    run = jax.jit(both)
+    return lambda inputs, params=params, seed=0: jax.device_get(run(inputs, params, jax.random.key(seed))), params
