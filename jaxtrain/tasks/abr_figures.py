@@ -181,7 +181,8 @@ def error_by_fmp(names: tuple[str, ...], sums: Sums) -> Any:
         axis.set_xlabel("recording quality (FMP)")
         axis.set_ylabel(label)
         axis.set_ylim(bottom=0)
-    axes[0, 0].legend(fontsize=8)
+    lines = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
+    figure.legend(lines.values(), lines.keys(), loc="outside right upper", fontsize=8, frameon=False)
     return figure
 
 

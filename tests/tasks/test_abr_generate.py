@@ -56,13 +56,14 @@ def levels(step: int) -> tuple[float, float]:
 def test_the_loss_is_the_mean_square_of_v():
     made, one = task(), batch()
     zero = Told(v=np.zeros((COUNT, 200)))
-    loss, logs = jax.jit(lambda b: made.loss(zero, b, nnx.Rngs(0)))(one)
+    call = jax.jit(lambda b: made.loss(zero, b, nnx.Rngs(0)))
+    loss, logs = call(one)
     # With v_hat = 0 it is the mean of v^2 = a^2 eps^2 + g^2 x0^2 up to chance: t is uniform.
     x0 = one["target"][:-1] / splits().statistics["sigma_data"]
     assert float(loss) == float(logs["v_mse"]) and float(logs["weight"]) == COUNT - 1
     assert 0.5 * min(1, (x0**2).mean()) < float(loss) < 1.5 * max(1, (x0**2).mean())
     spoilt = {**one, "target": np.where(np.arange(COUNT)[:, None] == COUNT - 1, np.nan, one["target"])}
-    assert float(jax.jit(lambda b: made.loss(zero, b, nnx.Rngs(0)))(spoilt)[0]) == pytest.approx(float(loss))
+    assert float(call(spoilt)[0]) == pytest.approx(float(loss))
 
 
 @functools.cache
@@ -127,6 +128,7 @@ def test_only_the_split_samples_is_drawn_for():
     assert not any(name.startswith("generated") for name in plain) and "generated/n" in drawn()[2]
 
 
+@pytest.mark.slow
 def test_drawn_waveforms_depend_on_seed_and_record():
     made, (one, wave, _) = task(), drawn()
     assert wave.shape == one["target"].shape and np.isfinite(wave).all() and wave.std() > 0
@@ -172,6 +174,7 @@ def test_slope_of_mean_waves():
     assert generation.slope(waves) == pytest.approx(-0.4) and generation.slope(waves[:2]) is None
 
 
+@pytest.mark.slow
 def test_conditions_are_read_and_waveforms_written(tmp_path):
     made = task()
     path = tmp_path / "ask.json"

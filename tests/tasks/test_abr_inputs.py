@@ -5,7 +5,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
-from abr_case import COUNT, batch, task
+from abr_case import COUNT, batch, splits, task
 
 from jaxtrain.data.evoked_noise import covariance
 from jaxtrain.tasks import abr_inputs
@@ -20,7 +20,7 @@ def test_records_are_standardised_and_their_scale_is_told():
     one = batch()
     one["signal"] = one["signal"] + np.float32(0.3)
     one["signal"][0] = 0.2 + 1e-4 * np.sin(np.arange(200))  # nearly flat
-    inputs, center, scale = abr_inputs.network_inputs(STATISTICS, one)
+    inputs, center, scale = jax.jit(lambda b: abr_inputs.network_inputs(STATISTICS, b))(one)
     sd = np.maximum(one["signal"].std(1), 0.01)
     np.testing.assert_allclose(inputs["x"], (one["signal"] - one["signal"].mean(1, keepdims=True)) / sd[:, None], rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(inputs["scale"], np.stack([one["signal"].mean(1) / 0.15, np.log(sd / 0.15)], 1), rtol=1e-4, atol=1e-5)
@@ -45,8 +45,15 @@ def test_statics_are_normalised_and_missing_ones_are_zero():
     assert found[1, 1] == 0
 
 
+@pytest.mark.slow
+def test_training_draws_other_noise_for_every_key():
+    data = replace(task().config.data, target="corrupt")
+    first, second = (abr_inputs.corrupted(data, batch(), jax.random.key(number))["signal"] for number in range(2))
+    assert not np.allclose(first, second)
+
+
 def test_coloured_noise_has_the_covariance_of_recordings():
-    noise = np.asarray(abr_inputs.coloured(jax.random.normal(jax.random.key(0), (20_000, 129, 2))))
+    noise = np.asarray(jax.jit(abr_inputs.coloured)(np.random.default_rng(0).normal(size=(20_000, 129, 2)).astype(np.float32)))
     assert noise.shape == (20_000, 200)
     np.testing.assert_allclose(noise.T @ noise / len(noise), covariance(), atol=0.05)
 
@@ -56,15 +63,14 @@ def test_corrupt_adds_the_same_noise_to_a_record_in_every_evaluation():
     one = batch()
     assert abr_inputs.corrupted(data, one, None) is one
     data = replace(data, target="corrupt")
-    whole = abr_inputs.corrupted(data, one, None)
+    whole = jax.jit(lambda b: abr_inputs.corrupted(data, b, None))(one)
     noise = np.asarray(whole["signal"]) - one["signal"]
     size = noise.std(1) / one["signal"].std(1)
     assert 0.15 < size.min() and size.max() < 1.6 and size.std() > 0.05
     np.testing.assert_array_equal(whole["target"], one["target"])
-    part = abr_inputs.corrupted(data, {name: values[4:7] for name, values in one.items() if not name.endswith("_member")}, None)
-    np.testing.assert_array_equal(part["signal"], whole["signal"][4:7])
-    drawn = abr_inputs.corrupted(data, one, jax.random.key(1))
-    assert not np.allclose(drawn["signal"], whole["signal"])
+    order = np.roll(np.arange(COUNT), 3)
+    rolled = jax.jit(lambda b: abr_inputs.corrupted(data, b, None))({name: values[order] for name, values in one.items()})
+    np.testing.assert_array_equal(rolled["signal"], np.asarray(whole["signal"])[order])
 
 
 def test_a_shift_moves_waveforms_and_latency_and_repeats_the_edge():
@@ -121,6 +127,6 @@ def test_statics_noise_reaches_the_known_values_alone():
 
 
 def test_served_without_statics_asks_for_the_learned_condition():
-    dataset = abr_inputs.without_statics(task().splits().test)
-    inputs, _, _ = abr_inputs.network_inputs(STATISTICS, dataset.gather(dataset.arrays, dataset.index[:5]))
+    dataset = abr_inputs.without_statics(splits().test)
+    inputs, _, _ = jax.jit(lambda b: abr_inputs.network_inputs(STATISTICS, b))(dataset.gather(dataset.arrays, dataset.index[:5]))
     assert np.asarray(inputs["null"]).tolist() == [True] * 5

@@ -27,12 +27,28 @@ class Counting(Told, abr_loss.CountingNetwork):
 QUIET = {"data__hide_statics": "0"}
 
 
+VARIANTS = {
+    "": {}, "mse": {"loss__kind": "mse"}, "l1": {"loss__kind": "l1"}, "flat": {"loss__signal": "0"},
+    **{f"{weights}{smoothing}": {"loss__class_weights": weights, "loss__label_smoothing": str(smoothing)}
+       for weights in ("none", "sqrt", "balanced", "focal") for smoothing in (0.0, 0.2)},
+}  # fmt: skip
+
+
 @functools.cache
-def logged(**overrides: str) -> dict[str, float]:
-    """The terms and the whole objective of a batch, under `loss` keys."""
-    made, one = task(**QUIET, **overrides), batch()
-    loss, logs = jax.jit(lambda b: made.loss(Told(**numbers()), b, nnx.Rngs(0)))(one)
-    return {**{name: float(value) for name, value in logs.items()}, "objective": float(loss)}
+def everything() -> dict[str, dict[str, float]]:
+    """{variant: the terms and the objective of a batch}, in one program."""
+    one, said = batch(), numbers()
+
+    def of(b: dict[str, Any]) -> dict[str, Any]:
+        found = {}
+        for name, overrides in VARIANTS.items():
+            made = task(**overrides)
+            config, told = made.config.loss, made._found(Told(**said), b)
+            losses = abr_loss.terms(config, made.statistics, told, b)
+            found[name] = {**losses, "objective": abr_loss.objective(config, losses, None)}
+        return found
+
+    return {name: {term: float(value) for term, value in row.items()} for name, row in jax.jit(of)(one).items()}
 
 
 @functools.cache
@@ -66,7 +82,7 @@ RHO = {
 
 @pytest.mark.parametrize("kind", ["mse", "huber", "l1"])
 def test_residual_terms_are_masked_sums_over_constants(kind):
-    p, found = pieces(), logged(loss__kind=kind)
+    p, found = pieces(), everything()["" if kind == "huber" else kind]
     records = COUNT - 1
     wanted = {"signal": (RHO[kind](p["signal"]).mean(1) * p["mask"]).sum() / records}
     for name in ("latency", "amplitude", "threshold"):
@@ -80,7 +96,7 @@ def test_existence_is_the_cross_entropy_of_the_logit():
     q = 1 / (1 + np.exp(-z))
     entropy = -np.where(p["present"], np.log(q), np.log(1 - q))
     share = task().statistics["valid_share_present"]
-    assert logged()["existence"] == pytest.approx(entropy[p["present_ok"]].sum() / ((COUNT - 1) * share), rel=1e-4)
+    assert everything()[""]["existence"] == pytest.approx(entropy[p["present_ok"]].sum() / ((COUNT - 1) * share), rel=1e-4)
 
 
 @pytest.mark.parametrize("weights", ["none", "sqrt", "balanced", "focal"])
@@ -96,7 +112,7 @@ def test_class_term_weighs_and_smooths(weights, smoothing):
     else:
         raw = share ** {"none": 0.0, "sqrt": -0.5, "balanced": -1.0}[weights]
         entropy *= (raw / (share * raw).sum())[label]
-    found = logged(loss__class_weights=weights, loss__label_smoothing=str(smoothing))
+    found = everything()[f"{weights}{smoothing}"]
     assert found["classes"] == pytest.approx(entropy.sum() / ((COUNT - 1) * task().statistics["valid_share_class"]), rel=1e-4)
 
 
@@ -114,7 +130,7 @@ def test_uncertainty_is_a_likelihood_that_leaves_the_mean_alone():
         (p[name] ** 2 / (2 * p[f"{name}_sd"] ** 2) + np.log(p[f"{name}_sd"]))[p[f"{name}_ok"]].sum() / ((COUNT - 1) * p[f"{name}_share"])
         for name in ("latency", "amplitude", "threshold")
     )
-    assert logged()["uncertainty"] == pytest.approx(wanted, rel=1e-4)
+    assert everything()[""]["uncertainty"] == pytest.approx(wanted, rel=1e-4)
     made, one, said = task(**QUIET, **{f"loss__{name}": "0" for name in ("latency", "amplitude", "threshold")}), batch(), numbers()
 
     def objective(latency: jax.Array, spread: jax.Array) -> jax.Array:
@@ -127,31 +143,38 @@ def test_uncertainty_is_a_likelihood_that_leaves_the_mean_alone():
 
 
 def test_objective_is_the_weighted_sum():
-    found = logged()
+    found = everything()[""]
     weights = {"signal": 1.0, "existence": 0.3, "latency": 0.8, "amplitude": 0.8, "classes": 2.0, "threshold": 0.6, "uncertainty": 0.1}
     assert found["objective"] == pytest.approx(sum(w * found[name] for name, w in weights.items()), rel=1e-5)
-    assert found["weight"] == COUNT - 1
-    assert logged(loss__signal="0")["objective"] == pytest.approx(found["objective"] - found["signal"], rel=1e-4)
+    assert everything()["flat"]["objective"] == pytest.approx(found["objective"] - found["signal"], rel=1e-4)
+
+
+@functools.cache
+def whole_loss() -> Any:
+    made = task(**QUIET)
+    return jax.jit(lambda said, b: made.loss(Told(**said), b, nnx.Rngs(0)))
 
 
 def test_two_halves_of_a_batch_give_the_loss_of_the_whole():
-    made, one, said = task(**QUIET), batch(), numbers()
-    call = jax.jit(lambda s, b: made.loss(Told(**s), b, nnx.Rngs(0)))
+    one, said = batch(), numbers()
     total = weight = 0.0
     for part in (slice(0, 6), slice(6, COUNT)):
-        loss, logs = call({k: v[part] for k, v in said.items()}, {k: v[part] for k, v in one.items() if not k.endswith("_member")})
+        loss, logs = whole_loss()({k: v[part] for k, v in said.items()}, {k: v[part] for k, v in one.items()})
         total, weight = total + float(loss) * float(logs["weight"]), weight + float(logs["weight"])
-    assert total / weight == pytest.approx(logged()["objective"], rel=1e-5)
+    assert weight == COUNT - 1 and total / weight == pytest.approx(everything()[""]["objective"], rel=1e-5)
 
 
 def test_terms_without_labels_or_heads_are_left_out():
-    made, one = task(**QUIET), batch()
+    made, one, said = task(), batch(), numbers()
     nobody = {**one, "threshold_ok": np.zeros(COUNT, bool), "threshold_db": np.full(COUNT, np.nan, np.float32)}
-    _, logs = made.loss(Told(**numbers()), nobody, nnx.Rngs(0))
-    assert float(logs["threshold"]) == 0 and np.isfinite([float(v) for v in logs.values()]).all()
-    few = {name: value for name, value in numbers().items() if name == "signal"}
-    _, logs = made.loss(Told(**few), one, nnx.Rngs(0))
-    assert set(logs) == {"signal", "weight"}
+
+    def both(b: dict[str, Any]) -> Any:
+        few = Told(signal=said["signal"])
+        return [abr_loss.terms(made.config.loss, made.statistics, made._found(told, b), b) for told in (Told(**said), few)]
+
+    full, bare = jax.jit(both)(nobody)
+    assert float(full["threshold"]) == 0 and np.isfinite([float(v) for v in full.values()]).all() and float(full["latency"]) > 0
+    assert set(bare) == {"signal"}
 
 
 def test_curriculum_lets_terms_in_one_after_another():
@@ -167,12 +190,18 @@ def test_curriculum_counts_the_examples_that_were_trained_on():
     told = Counting(**numbers())
     records = int(made.statistics["train_records"])
     told.seen[...] = jnp.asarray(round(0.5 * records), jnp.int32)
-    loss, logs = made.loss(told, one, nnx.Rngs(0))
+
+    def run(b: dict[str, Any]) -> Any:
+        counting = nnx.clone(told)
+        loss, logs = made.loss(counting, b, nnx.Rngs(0))
+        return loss, logs, counting.seen[...]
+
+    loss, logs, seen = jax.jit(run)(one)
     config = made.config.loss
     wanted = logs["signal"] + config.classes * logs["classes"]
     for name in ("existence", "latency", "amplitude", "uncertainty"):
         wanted = wanted + 0.5 * getattr(config, name) * logs[name]
-    assert float(loss) == pytest.approx(float(wanted), rel=1e-3) and int(told.seen[...]) == round(0.5 * records) + COUNT - 1
+    assert float(loss) == pytest.approx(float(wanted), rel=1e-3) and int(seen) == round(0.5 * records) + COUNT - 1
 
 
 @pytest.mark.parametrize(

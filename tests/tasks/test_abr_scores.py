@@ -253,6 +253,7 @@ def test_a_model_that_is_told_is_scored_as_a_forecast():
         np.testing.assert_allclose(sums[name], value, rtol=1e-3, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_the_oracle_knows_more_than_any_other():
     made = task()
     rows = splits().test.index
