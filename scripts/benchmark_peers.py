@@ -121,10 +121,32 @@ def _abr(values: Values, statistics: Statistics, folder: Path) -> Sizes:
     return {"bench": (), **{name.replace("_", "-"): values["model"][name] for name in names}}
 
 
+def _cbh(values: Values, statistics: Statistics, folder: Path) -> Sizes:
+    """The attention network in these sizes, whatever the config's variant."""
+    data, model = values["data"], values["model"]
+    height, width = (int(size) for size in statistics["frame_shape"])
+    names = ("channels", "dense", "dropout", "norm", "film", "pool", "frames")
+    return {
+        "bench": (),
+        **{name: model[name] for name in names},
+        "film-hidden": model["film_hidden"],
+        "gate": int(model["spatial_attention"]),
+        "temporal": int(model["temporal_attention"]),
+        "position": int(model["position"]),
+        "remat": int(model["remat"]),
+        "temporal-frames": data["temporal_frames"],
+        "height": height,
+        "width": width,
+        "inputs": 2 if model["intensity"] == "both" else 1,
+        "sun": 3 if model["sun"] == "vector" else 2,
+    }
+
+
 HOUR_AND_WEEKDAY = ("hour_of_day", "day_of_week")
 PEERS = {
     "stmgt": Peer("stmgt_torch.py", _stmgt),
     "tft": Peer("tft_forecasting.py", _tft),
     "convlstm": Peer("convlstm_keras.py", _convlstm),
+    "cbh": Peer("cbh_torch.py", _cbh),
     "abr": Peer("abr_torch.py", _abr),
 }
