@@ -49,7 +49,7 @@ def worst(found: Any, expected: np.ndarray) -> float:
     return float(np.abs(np.asarray(found) - expected).max())
 
 
-@pytest.mark.parametrize("frames", ["each", "together"])
+@pytest.mark.parametrize("frames", [pytest.param("each", marks=pytest.mark.slow), "together"])
 def test_inference(recorded: Arrays, frames: str) -> None:
     model, inputs = evaluating(restored(recorded, frames=frames, remat=False)), as_inputs(recorded)
     assert parameters(model) == 143_886
@@ -68,6 +68,7 @@ def test_inference(recorded: Arrays, frames: str) -> None:
     assert worst(found["map"][0], recorded["act/attention_maps"][0, :, 0]) < 1e-6
 
 
+@pytest.mark.slow
 def test_training_mode_loss_gradients_and_running_statistics(recorded: Arrays) -> None:
     inputs, target = as_inputs(recorded), jnp.asarray(recorded["in/y"][:, 0])
     graph, params, others = nnx.split(restored(recorded), nnx.Param, ...)
