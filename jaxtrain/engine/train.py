@@ -18,6 +18,7 @@ from jaxtrain.engine import config as configs
 from jaxtrain.engine import optimizer, profile, report, steps
 from jaxtrain.engine.checkpoint import Checkpoints, check_leaves
 from jaxtrain.engine.clock import Clock, Stop
+from jaxtrain.engine.course import course
 from jaxtrain.engine.feed import check_weights
 from jaxtrain.engine.loop import Result, monitored, train_phase
 from jaxtrain.engine.program import build_model
@@ -84,6 +85,8 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
             finally:
                 checkpoints.close()
             summary |= found
+            if not quiet:
+                summary["course"] = passed(workdir, part, result)
         summary["status"] = result.status
         clock.seconds["total"] = time.perf_counter() - began
         summary |= {"seconds": dict(clock.seconds), "peak_memory_bytes": profile.peak_memory_bytes()}
@@ -96,7 +99,7 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         print(render(summary))
         speed = summary["samples_per_second"]
         print(
-            f"{workdir}: {report.format_duration(clock.seconds['total'])}, best step {result.standing.best_step}, "
+            f"{workdir}: {report.format_duration(clock.seconds['total'])}, best step {result.standing.best_step} of {result.step}, "
             f"{f'{speed:,.0f} samples/s, ' if speed else ''}peak memory {report.format_bytes(summary['peak_memory_bytes'])}",
             flush=True,
         )
@@ -145,6 +148,13 @@ def train_parts(
         finally:
             checkpoints.close()
     raise AssertionError("the last phase always trains")
+
+
+def passed(workdir: Path, part: Part, result: Result) -> dict[str, Any]:
+    """The course of the last phase, from its curves."""
+    name, mode = monitored(part.task, part.phase.engine)
+    per_epoch = len(part.splits.train) / part.phase.engine.train.batch
+    return course(workdir / "metrics.jsonl", part.phase.name, name, mode, result.standing.first_step, per_epoch)
 
 
 def facts(values: Mapping[str, Any], part: Part, result: Result) -> dict[str, Any]:
@@ -213,7 +223,8 @@ def check_phase(task: Task, phase: configs.Phase, splits: Splits) -> Layout:
     optimizer.schedule(phase.engine.optimizer, len(splits.train) / train.batch)
     check_weights(splits.train)
     template, params, model_state = build_model(task, train.precision)
-    one = {**splits.train.gather(splits.train.arrays, splits.train.index[:1]), "mask": np.ones(1, np.float32)}
+    rows = splits.train.index[: min(2, train.batch // train.accumulate)]  # two where there are two: batch norm needs them
+    one = {**splits.train.gather(splits.train.arrays, rows), "mask": np.ones(len(rows), np.float32)}
     jax.eval_shape(lambda p, m: task.loss(template.join(p, m, training=True), one, nnx.Rngs(0)), params, model_state)
     if train.monitor:
         names = score_names(task, template, params, model_state, splits.valid)
