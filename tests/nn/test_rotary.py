@@ -7,7 +7,7 @@ import pytest
 
 from jaxtrain.nn.draws import Draws
 from jaxtrain.nn.layers import Seeds
-from jaxtrain.nn.rotary import RotaryAttention, angles, attend, rotate
+from jaxtrain.nn.rotary import RotaryAttention, angles, attend, attend_products, rotate
 
 B, Q, S, WIDTH, HEAD = 2, 8, 4, 16, 8
 
@@ -51,6 +51,21 @@ def test_a_coarser_memory_shares_the_time_axis():
     fine, coarse = angles(16, 1, HEAD), angles(4, 4, HEAD)
     np.testing.assert_allclose(coarse, fine.reshape(4, 4, -1).mean(1), atol=1e-6)
     np.testing.assert_allclose(fine[:, 0], 0.5 * np.arange(16), atol=1e-6)
+
+
+def test_products_are_the_library_s_attention_in_value_and_gradient():
+    rng = np.random.default_rng(0)
+    q, k, v, weight = (3 * rng.normal(size=(B, n, 2, HEAD)).astype(np.float32) for n in (Q, S, S, Q))
+
+    @jax.jit
+    def both(q, k, v):
+        library = lambda q, k, v: attend(q, k, v, "xla")  # noqa: E731
+        slopes = lambda run: jax.grad(lambda *a: (run(*a) * weight).sum(), (0, 1, 2))(q, k, v)  # noqa: E731
+        return [(run(q, k, v), slopes(run)) for run in (attend_products, library)]
+
+    for one, other in zip(*map(jax.tree.leaves, both(q, k, v)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+        assert np.abs(other).max() > 0.1
 
 
 def test_the_fused_kernel_is_asked_for_by_name_alone_without_nvidia():
