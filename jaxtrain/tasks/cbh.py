@@ -19,7 +19,7 @@ from flax import nnx
 from jaxtrain.data import clouds
 from jaxtrain.data.clouds_config import DataConfig, check_config
 from jaxtrain.data.dataset import Batch, Dataset, Splits, Statistics
-from jaxtrain.engine.config import nearest, section
+from jaxtrain.engine import config as configs
 from jaxtrain.errors import UserError
 from jaxtrain.models import cbh as network
 from jaxtrain.tasks import cbh_augment as augment
@@ -29,6 +29,8 @@ from jaxtrain.tasks import cbh_loss as objective
 from jaxtrain.tasks import cbh_scores as scores
 from jaxtrain.tasks import cbh_serving as serving
 from jaxtrain.tasks import task as contract
+from jaxtrain.tasks.options import check as check_options
+from jaxtrain.tasks.options import whole
 from jaxtrain.tasks.task import Fold, Forecast, Sums
 
 REFERENCES = ("near", "last*", "ridge", "boost", "oracle")  # columns of reference_km; the star: needs a lidar on board
@@ -52,13 +54,7 @@ def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None)
 
     Raises UserError for an unknown section or key, a value out of range, or keys that do not fit each other.
     """
-    for name in sections:
-        if name not in SECTIONS:
-            raise UserError(f"config.{name}: unknown section{nearest(name, SECTIONS)}")
-    for name in SECTIONS:
-        if name not in sections:
-            raise UserError(f"config.{name}: missing; the section belongs to the config file")
-    config = Config(**{name: section(cls, sections[name], name) for name, cls in SECTIONS.items()})
+    config = Config(**configs.sections(SECTIONS, sections))
     check_config(config.data)
     if config.model.film == "plain" and config.data.angles == "none" and config.model.variant != "cnn":
         raise UserError("config.model.film: 'plain' multiplies by what it makes of the sun's angles, and with data.angles='none' there is "
@@ -138,16 +134,16 @@ class Task(contract.Task):
     def inputs(self, path: str, options: Mapping[str, str]) -> Dataset:
         """Every frame of a flight that has a whole window. Options: every (k-th frame), nav (the navigation file of an images file), lidar
         (its labels), calibrate (the first k labels make the interval)."""
-        serving.check_options(options)
+        check_options(options, serving.OPTIONS)
         found = clouds.inputs(
-            self.config.data, self.statistics, path, every=serving.number(options, "every", 1), nav=options.get("nav", ""),
-            lidar=options.get("lidar", ""), calibrate=serving.number(options, "calibrate", 0),
+            self.config.data, self.statistics, path, every=whole(options, "every", 1), nav=options.get("nav", ""),
+            lidar=options.get("lidar", ""), calibrate=whole(options, "calibrate", 0),
         )  # fmt: skip
         return replace(found, arrays={**found.arrays, "flight_name": np.array([Path(path).stem])})
 
     def labelled(self, path: str, options: Mapping[str, str]) -> Dataset:
         """The labelled windows of a flight that the run has never seen. Options: nav, lidar, as for `inputs`."""
-        serving.check_options(options, ("nav", "lidar"))
+        check_options(options, ("nav", "lidar"))
         return clouds.labelled(self.config.data, self.statistics, path, nav=options.get("nav", ""), lidar=options.get("lidar", ""))
 
     # Model and objective -------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxtrain.data.dataset import Dataset
+from jaxtrain.tasks import drawing
 from jaxtrain.tasks.cbh_scores import PARTS, Layout
 
 Predict = Callable[..., dict[str, np.ndarray]]
@@ -49,17 +50,6 @@ def draw(layout: Layout, summarize: Summarize, predict: Predict, dataset: Datase
     return figures
 
 
-def _axes(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, np.ndarray]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for axis in axes.ravel():
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25, linewidth=0.6)
-    return figure, axes
-
-
 def _by_flight(layout: Layout, shown: Mapping[str, np.ndarray], chosen: np.ndarray) -> Iterator[tuple[int, str, np.ndarray]]:
     """(number, name, mask over B) of the flights that have chosen windows."""
     for number, name in enumerate(layout.flights):
@@ -74,7 +64,7 @@ def _color(number: int) -> str:
 
 def truth(layout: Layout, shown: Mapping[str, np.ndarray]) -> Any:
     """Truth against forecast by use of the rows, coloured by flight; below each panel the mean absolute errors of model and references."""
-    figure, axes = _axes(15, 4.8, 1, len(PANELS))
+    figure, axes = drawing.axes(15, 4.8, 1, len(PANELS))
     for axis, (title, roles) in zip(axes[0], PANELS.items(), strict=True):
         chosen = np.isin(shown["role"], roles)
         for number, name, mask in _by_flight(layout, shown, chosen):
@@ -108,7 +98,7 @@ def flights(layout: Layout, shown: Mapping[str, np.ndarray]) -> Any:
     from matplotlib.patches import Patch
 
     found = list(_by_flight(layout, shown, np.ones(len(shown["role"]), bool)))
-    figure, axes = _axes(13, 1 + 1.9 * len(found), len(found), 1)
+    figure, axes = drawing.axes(13, 1 + 1.9 * len(found), len(found), 1)
     for axis, (number, name, mask) in zip(axes[:, 0], found, strict=True):
         order = np.flatnonzero(mask)[np.argsort(shown["time"][mask])]
         minutes = (shown["time"][order] - shown["time"][order[0]]) / 60
@@ -148,7 +138,7 @@ def _runs(minutes: np.ndarray) -> list[slice]:
 
 def residuals(layout: Layout, shown: Mapping[str, np.ndarray]) -> Any:
     """Forecast less truth: how often, and against the true height, on test rows."""
-    figure, axes = _axes(12, 4.2, 1, 2)
+    figure, axes = drawing.axes(12, 4.2, 1, 2)
     for part, color in (("blocked", GREY), ("flight", FLIGHTS[0])):
         chosen = _tested(shown, part)
         if chosen.any():
@@ -176,7 +166,7 @@ def references(summarize: Summarize, sums: Sums) -> Any:
     """MAE of model and references, between own blocks and on the held-out flight side by side."""
     scores = {name: summarize(values) for name, values in sums.items()}
     names = [name for name in ("model", "mean", *REFERENCES) if name in scores]
-    figure, axes = _axes(9, 4.4)
+    figure, axes = drawing.axes(9, 4.4)
     axis, place = axes[0, 0], np.arange(len(names))
     for shift, part, color in ((-0.2, "blocked", GREY), (0.2, "flight", FLIGHTS[0])):
         bars = axis.bar(place + shift, [scores[name].get(f"mae_km/{part}", np.nan) for name in names], 0.38, color=color, label=part)
@@ -194,7 +184,7 @@ def best_and_worst(layout: Layout, shown: Mapping[str, np.ndarray]) -> Any:
     order = tested[np.argsort(np.abs(shown["error"][tested]))]
     chosen = [*order[:EACH], *order[EACH:][-EACH:][::-1]]
     count = shown["frames"].shape[1]
-    figure, axes = _axes(2.1 * count + 1, 1.9 * len(chosen) + 0.5, len(chosen), count)
+    figure, axes = drawing.axes(2.1 * count + 1, 1.9 * len(chosen) + 0.5, len(chosen), count)
     for row, b in zip(axes, chosen, strict=True):
         low, high = np.percentile(shown["frames"][b], (1, 99))
         for t, axis in enumerate(row):
@@ -221,7 +211,7 @@ def frame_weights(shown: Mapping[str, np.ndarray]) -> Any:
     weights = shown["frame_weights"]
     offset = np.arange(weights.shape[1]) - weights.shape[1] // 2
     low, high = np.quantile(weights, (0.1, 0.9), axis=0)
-    figure, axes = _axes(6, 3.8)
+    figure, axes = drawing.axes(6, 3.8)
     axes[0, 0].fill_between(offset, low, high, color=FLIGHTS[0], alpha=0.2, linewidth=0, label="80 % of windows")
     axes[0, 0].plot(offset, weights.mean(0), marker="o", color=FLIGHTS[0], label="mean")
     axes[0, 0].axhline(1 / len(offset), color=INK, linewidth=0.8, linestyle=":", label="all alike")
@@ -235,7 +225,7 @@ def frame_weights(shown: Mapping[str, np.ndarray]) -> Any:
 
 def heights(shown: Mapping[str, np.ndarray]) -> Any:
     """Heights of the training and the test labels, and of the forecasts on the test rows."""
-    figure, axes = _axes(9, 3.8, 1, 2, sharey=True)
+    figure, axes = drawing.axes(9, 3.8, 1, 2, sharey=True)
     train = shown["height_km"][shown["role"] == 0]
     for axis, part in zip(axes[0], ("blocked", "flight"), strict=True):
         chosen = _tested(shown, part)
@@ -255,7 +245,7 @@ def track(layout: Layout, dataset: Dataset, rows: np.ndarray, shown: Mapping[str
     """Where the aircraft flew, coloured by the error of the test rows."""
     tested = np.isin(shown["role"], (2, 4, 5, 6))
     found = list(_by_flight(layout, shown, tested))
-    figure, axes = _axes(1 + 4 * len(found), 4.2, 1, len(found))
+    figure, axes = drawing.axes(1 + 4 * len(found), 4.2, 1, len(found))
     points = None
     for axis, (_, name, mask) in zip(axes[0], found, strict=True):
         lon, lat = (np.asarray(dataset.arrays[key])[rows[:, 0]] for key in ("lon", "lat"))

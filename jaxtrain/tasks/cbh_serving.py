@@ -12,28 +12,12 @@ import numpy as np
 
 from jaxtrain.data.clouds_config import DataConfig
 from jaxtrain.data.dataset import Batch, Dataset, Statistics
-from jaxtrain.engine.config import nearest
 from jaxtrain.errors import UserError
 from jaxtrain.tasks import cbh_intervals as intervals
 from jaxtrain.tasks.cbh_inputs import USED
 
 OPTIONS = ("every", "nav", "lidar", "calibrate")
 WRITTEN = (0.8, 0.9)  # interval levels of the table
-
-
-def check_options(options: Mapping[str, str], known: tuple[str, ...] = OPTIONS) -> None:
-    for name in options:
-        if name not in known:
-            raise UserError(f"--option {name}: unknown option{nearest(name, known)}")
-
-
-def number(options: Mapping[str, str], name: str, default: int) -> int:
-    """A whole number from 1; `default` where the option is not given."""
-    if name not in options:
-        return default
-    if not options[name].isdecimal() or int(options[name]) < 1:
-        raise UserError(f"--option {name}={options[name]}: expected a whole number from 1")
-    return int(options[name])
 
 
 def complete(data: DataConfig, statistics: Statistics, batch: Batch) -> Batch:
