@@ -46,6 +46,7 @@ def convert(weights: Path, workdir: Path, overrides: Mapping[str, str]) -> str:
     imported = import_weights(found.weights)
     sizes = {f"model.{name}": str(value) for name, value in imported.model.items()}
     values = configs.load(f"{BASE}:original", {**sizes, "data.temporal_frames": "5", **overrides})
+    values["phases"] = []  # nothing is trained here
     if values["model"]["frames"] != "each":
         raise UserError(f"{weights}: its running statistics are those of single frames; leave model.frames at each")
 
