@@ -149,7 +149,7 @@ def _even(x: jax.Array) -> jax.Array:
 def flops_per_window(config: Config, frames: int, height: int, width: int, channels: int) -> float:
     """Floating-point operations of training on one window: convolutions alone, a multiply-add as two; the rest is below 1 %.
 
-    Three times the forward pass, four times with remat. An `cnn` sees one frame per window.
+    Three times the forward pass, four times with remat. A `cnn` sees one frame per window.
     """
     first, second, third = config.channels
     forward = 18 * height * width * (channels * first + first * second / 4 + second * third / 16)
