@@ -254,6 +254,17 @@ def test_a_model_that_is_told_is_scored_as_a_forecast():
 
 
 @pytest.mark.slow
+def test_corrupted_records_are_scored_against_themselves():
+    made, one = task(data__target="corrupt"), batch()
+    one["target"] = one["signal"]
+    sums = jax.jit(lambda b: {name: made.score_forecast(f, b) for name, f in made.naive(b).items()})(one)
+    found = {name: made.summarize(host(value)) for name, value in sums.items()}
+    assert found["identity"]["gain_db"] == pytest.approx(0, abs=1e-3) and found["identity"]["rmse_uv"] > 0.02
+    exact = made.summarize(host(jax.jit(made.score_forecast)({"signal": one["signal"]}, one)))
+    assert exact["rmse_uv"] == pytest.approx(0, abs=1e-6) and exact["r"] == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.slow
 def test_the_oracle_knows_more_than_any_other():
     made = task()
     rows = splits().test.index
