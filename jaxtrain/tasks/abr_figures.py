@@ -244,7 +244,7 @@ def mean_waves(shown: Mapping[str, np.ndarray]) -> Any:
     axis.set_yticks(step * np.arange(len(levels)), [f"{db:g} dB" for db in levels])
     axis.set_xlabel("ms after the stimulus")
     handles, labels = axis.get_legend_handles_labels()
-    axis.legend(handles[:2], labels[:2], fontsize=8)
+    figure.legend(handles[:2], labels[:2], loc="outside upper right", ncols=2, fontsize=8, frameon=False)
     return figure
 
 

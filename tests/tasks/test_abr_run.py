@@ -66,4 +66,4 @@ def test_drawing_waveforms_from_training_to_file(tmp_path: Path) -> None:
     out = tmp_path / "out.parquet"
     run("predict", "--workdir", str(workdir), "--input", str(ask), "--output", str(out), "--option", "count=3", "--option", "guidance=1")
     assert pq.read_table(out).num_rows == 3
-    assert "level_wave_r" in run("evaluate", "--workdir", str(workdir), "--split", "samples")
+    assert "frechet_floor" in run("evaluate", "--workdir", str(workdir), "--split", "samples")
