@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import importlib
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,7 +11,6 @@ import pytest
 from sixth_problem import ROOT, SIXTH
 
 from jaxtrain.engine.config import ENGINE_SECTIONS
-from jaxtrain.tasks import stmgt, tft
 
 COMMANDS = ("main", "validate", "evaluate", "predict")
 JAX = {"jax", "flax", "optax", "orbax", "grain"}
@@ -114,7 +114,9 @@ def _reads(node: ast.AST, skipped: str) -> Iterator[str]:
 
 
 def sections() -> list[type]:
-    classes = [*ENGINE_SECTIONS.values(), *stmgt.SECTIONS.values(), *tft.SECTIONS.values()]
+    """Of the engine and of every system that has a config."""
+    tasks = [importlib.import_module(f"jaxtrain.tasks.{path.stem}") for path in sorted((ROOT / "configs").glob("*.py"))]
+    classes = [*ENGINE_SECTIONS.values(), *(cls for task in tasks for cls in task.SECTIONS.values())]
     nested = [f.type for cls in classes for f in dataclasses.fields(cls) if dataclasses.is_dataclass(f.type)]
     return [*classes, *(cls for cls in nested if isinstance(cls, type))]
 

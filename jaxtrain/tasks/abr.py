@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtrain.data import evoked, evoked_oracle
 from jaxtrain.data.dataset import Batch, Dataset, Splits, Statistics
 from jaxtrain.data.evoked_config import DataConfig, check_config
-from jaxtrain.engine.config import nearest, section
+from jaxtrain.engine import config as configs
 from jaxtrain.errors import UserError
 from jaxtrain.models import abr as network
 from jaxtrain.tasks import abr_generate as generation
@@ -25,6 +25,7 @@ from jaxtrain.tasks import abr_naive as reference
 from jaxtrain.tasks import abr_scores as scores
 from jaxtrain.tasks import abr_serving as serving
 from jaxtrain.tasks import task as contract
+from jaxtrain.tasks.options import whole
 from jaxtrain.tasks.task import Forecast, Group, Sums
 
 LN_SD_LIMIT = 6.0  # standard deviations stay within e^-6 and e^6 of their unit
@@ -75,13 +76,7 @@ def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None)
 
     Raises UserError for an unknown section or key, a value out of range, or keys that do not fit each other.
     """
-    for name in sections:
-        if name not in SECTIONS:
-            raise UserError(f"config.{name}: unknown section{nearest(name, SECTIONS)}")
-    for name in SECTIONS:
-        if name not in sections:
-            raise UserError(f"config.{name}: missing; the section belongs to the config file")
-    config = Config(**{name: section(cls, sections[name], name) for name, cls in SECTIONS.items()})
+    config = Config(**configs.sections(SECTIONS, sections))
     check_config(config.data)
     if config.model.objective == "generate":
         if config.data.target == "corrupt":
@@ -134,7 +129,7 @@ class Task(contract.Task):
         count (waveforms per row), guidance, steps, seed."""
         serving.check_options(options, self.generates)
         found = self._read(self.config.data, path, options, labelled=False)
-        return door.repeated(found, serving.whole(options, "count", 1)) if self.generates else found
+        return door.repeated(found, whole(options, "count", 1)) if self.generates else found
 
     def labelled(self, path: str, options: Mapping[str, str]) -> Dataset:
         """Every record of a file, scored by what the file has: its clean waveforms or other halves, its labels. Options: target (clean or
@@ -143,7 +138,7 @@ class Task(contract.Task):
         data = replace(self.config.data, target=options.get("target", self.config.data.target))
         found = self._read(data, path, options, labelled=True)
         if self.generates:
-            return generation.sampled(found, serving.whole(options, "samples", 2)) if "samples" in options else found
+            return generation.sampled(found, whole(options, "samples", 2)) if "samples" in options else found
         return door.with_patients([], found)[1]
 
     def _read(self, data: DataConfig, path: str, options: Mapping[str, str], *, labelled: bool) -> Dataset:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtrain.data.dataset import Dataset, Statistics
 from jaxtrain.data.evoked_config import SAMPLE_MS, SAMPLES
 from jaxtrain.data.evoked_serving import series_threshold
+from jaxtrain.tasks import drawing
 from jaxtrain.tasks.abr_scores import CLASSES, FMP_NAMES, KINDS, ROC_BINS, ROC_LOGIT, Layout, auc, pooled
 
 Predict = Callable[..., dict[str, np.ndarray]]
@@ -34,20 +35,9 @@ def draw(statistics: Statistics, names: tuple[str, ...], predict: Predict, datas
     return figures
 
 
-def _axes(width: float, height: float, rows: int = 1, columns: int = 1, **options: Any) -> tuple[Any, np.ndarray]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False, **options)
-    for axis in axes.ravel():
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.grid(alpha=0.25, linewidth=0.6)
-    return figure, axes
-
-
 def records(shown: Mapping[str, np.ndarray]) -> Any:
     """Six records from the worst to the best denoised: input, target, forecast, and wave V as labelled and as forecast."""
-    figure, axes = _axes(13, 6.4, 2, 3, sharex=True)
+    figure, axes = drawing.axes(13, 6.4, 2, 3, sharex=True)
     reference = shown.get("target", shown["signal"])
     r = [np.corrcoef(a, b)[0, 1] for a, b in zip(shown["denoised_uv"], reference, strict=True)]
     order = np.argsort(np.nan_to_num(r))
@@ -95,7 +85,7 @@ def series(predict: Predict, dataset: Dataset) -> Any:
         return None
     shown = predict(dataset.index[rows])
     threshold = series_threshold(level[rows], shown["v_probability"])
-    figure, axes = _axes(6.4, 1.6 + 0.62 * len(levels))
+    figure, axes = drawing.axes(6.4, 1.6 + 0.62 * len(levels))
     axis = axes[0, 0]
     step = 1.3 * max(float(np.abs(shown["denoised_uv"][first]).max()), 0.1)
     for place, i in enumerate(first):
@@ -115,7 +105,7 @@ def series(predict: Predict, dataset: Dataset) -> Any:
 
 def latency_level(names: tuple[str, ...], shown: Mapping[str, np.ndarray]) -> Any:
     """Wave V latency over level, by class: labels as points, forecasts as means with their spread."""
-    figure, axes = _axes(13, 3.6, 1, CLASSES, sharex=True, sharey=True)
+    figure, axes = drawing.axes(13, 3.6, 1, CLASSES, sharex=True, sharey=True)
     level, known = shown["statics"][:, 1], shown["statics_ok"][:, 1]
     for c, (axis, name) in enumerate(zip(axes[0], names, strict=True)):
         mine = known & (shown["label"] == c)
@@ -135,7 +125,7 @@ def latency_level(names: tuple[str, ...], shown: Mapping[str, np.ndarray]) -> An
 
 def existence(sums: Sums) -> Any:
     """ROC curves of all forecasters, and how often a wave V is there at a forecast probability."""
-    figure, axes = _axes(10, 4.4, 1, 2)
+    figure, axes = drawing.axes(10, 4.4, 1, 2)
     for name in sorted((n for n in sums if "roc" in sums[n]), key=_rank):
         counts = np.asarray(sums[name]["roc"], np.float64)
         if (area := auc(counts)) is None:
@@ -169,7 +159,7 @@ def _style(name: str, label: str) -> dict[str, Any]:
 
 def error_by_fmp(names: tuple[str, ...], sums: Sums) -> Any:
     """Waveform, latency and amplitude error of all forecasters by recording quality."""
-    figure, axes = _axes(13, 3.8, 1, 3, sharex=True)
+    figure, axes = drawing.axes(13, 3.8, 1, 3, sharex=True)
     layout = Layout(names, 0)
     labels = {"rmse_uv": "RMSE of the waveform, uV", "latency_mae_ms": "latency MAE, ms", "amplitude_mae_uv": "amplitude MAE, uV"}
     for axis, (score, label) in zip(axes[0], labels.items(), strict=True):
@@ -191,7 +181,7 @@ def confusion(names: tuple[str, ...], sums: Mapping[str, np.ndarray]) -> Any:
     row = np.asarray(sums["all"], np.float64)
     table = np.array([[row[KINDS.index(f"class/{true}{told}")] for told in range(CLASSES)] for true in range(CLASSES)])
     share = table / np.maximum(table.sum(1, keepdims=True), 1)
-    figure, axes = _axes(5.8, 5)
+    figure, axes = drawing.axes(5.8, 5)
     axis = axes[0, 0]
     image = axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for true in range(CLASSES):
@@ -234,7 +224,7 @@ def mean_waves(shown: Mapping[str, np.ndarray]) -> Any:
     """Mean real and generated wave of every level with a few records, loudest on top."""
     level, known = shown["statics"][:, 1], shown["statics_ok"][:, 1]
     levels = [db for db in np.unique(level[known]) if (known & (level == db)).sum() >= LEAST_LEVEL_RECORDS]
-    figure, axes = _axes(6.4, 1.6 + 0.5 * len(levels))
+    figure, axes = drawing.axes(6.4, 1.6 + 0.5 * len(levels))
     axis = axes[0, 0]
     step = 0.5 * max(float(np.abs(shown["target"]).max()), 0.1)
     for place, db in enumerate(levels):
@@ -251,7 +241,7 @@ def mean_waves(shown: Mapping[str, np.ndarray]) -> Any:
 def samples(statistics: Statistics, shown: Mapping[str, np.ndarray]) -> Any:
     """Sixteen generated waveforms with the real one of the same conditions."""
     names = [*map(str, statistics["class_names"]), "class unknown"]
-    figure, axes = _axes(12, 8, 4, 4, sharex=True, sharey=True)
+    figure, axes = drawing.axes(12, 8, 4, 4, sharex=True, sharey=True)
     chosen = np.linspace(0, len(shown["generated_uv"]) - 1, axes.size).round().astype(int)
     for axis, i in zip(axes.ravel(), chosen, strict=True):
         axis.plot(TIME, shown["target"][i], color=INPUT, linewidth=1, label="real")
@@ -268,7 +258,7 @@ def samples(statistics: Statistics, shown: Mapping[str, np.ndarray]) -> Any:
 
 def guidance(swept: Mapping[float, Mapping[str, np.ndarray]]) -> Any:
     """Waveforms of the same conditions and noise under growing guidance, their mean, and the mean of the real ones."""
-    figure, axes = _axes(12, 3.8, 1, len(swept), sharex=True, sharey=True)
+    figure, axes = drawing.axes(12, 3.8, 1, len(swept), sharex=True, sharey=True)
     for axis, (weight, shown) in zip(axes[0], swept.items(), strict=True):
         axis.plot(TIME, shown["generated_uv"].T, color=MODEL, alpha=0.25, linewidth=0.8)
         axis.plot(TIME, shown["generated_uv"].mean(0), color=MODEL, linewidth=2, label="mean generated")

@@ -11,6 +11,7 @@ from jaxtrain.data.evoked_serving import SERIES_LEVELS, series_threshold
 from jaxtrain.engine.config import nearest
 from jaxtrain.errors import UserError
 from jaxtrain.tasks.abr_inputs import calibrated
+from jaxtrain.tasks.options import check, whole
 
 PRESENT = 0.5  # probability from which a wave V is reported
 CATEGORIES = ((25.0, "normal"), (40.0, "mild"), (55.0, "moderate"), (70.0, "moderately severe"), (90.0, "severe"))  # up to so many dB
@@ -33,21 +34,11 @@ def more_statistics(train: Dataset) -> Statistics:
 def check_options(options: Mapping[str, str], generates: bool, *, labelled: bool = False) -> None:
     """Raises UserError for an option that this kind of run does not have, or a value that is none of its own."""
     known = ("statics", *(("samples",) if labelled and generates else ("target",) if labelled else SAMPLING if generates else ()))
-    for name in options:
-        if name not in known:
-            raise UserError(f"--option {name}: unknown option{nearest(name, known)}")
+    check(options, known)
     if options.get("statics", "none") != "none":
         raise UserError(f"--option statics={options['statics']}: unknown; leave it out, or give none to use none of the four values")
     if options.get("target", TARGETS[0]) not in TARGETS:
         raise UserError(f"--option target={options['target']}: unknown{nearest(options['target'], TARGETS)}")
-
-
-def whole(options: Mapping[str, str], name: str, default: int, least: int = 1) -> int:
-    """A whole number of at least `least`."""
-    text = options.get(name, str(default))
-    if not text.isdecimal() or int(text) < least:
-        raise UserError(f"--option {name}={text}: expected a whole number from {least}")
-    return int(text)
 
 
 def sampling_options(options: Mapping[str, str]) -> dict[str, Any]:
