@@ -14,12 +14,14 @@ def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=conv.LAYOUT)
 
 
-@pytest.mark.parametrize("inputs, large", [(1, 4096), (2, 4096), (3, 4096), (3, 0)])
-def test_value_and_gradients(inputs: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("width, inputs, large", [(6, 1, 4096), (6, 2, 4096), (5, 3, 4096), (5, 3, 0), (14, 3, 0)])
+def test_value_and_gradients(width: int, inputs: int, large: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few channels and more; the kernel's gradient in one, by strips of two rows, and by single rows."""
     monkeypatch.setattr(conv, "LARGE", large)
+    monkeypatch.setattr(conv, "STRIP", 12)
     r = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(r.normal(size=shape), jnp.float32) for shape in ((2, 5, 6, inputs), (3, 3, inputs, 4)))
-    weights = jnp.asarray(r.normal(size=(2, 5, 6, 4)), jnp.float32)
+    x, kernel = (jnp.asarray(r.normal(size=shape), jnp.float32) for shape in ((2, 4, width, inputs), (3, 3, inputs, 4)))
+    weights = jnp.asarray(r.normal(size=(2, 4, width, 4)), jnp.float32)
 
     def all_of(function):
         return jax.jit(lambda x, k: jax.value_and_grad(lambda x, k: jnp.sum(jnp.sin(function(x, k)) * weights), (0, 1))(x, k))(x, kernel)
