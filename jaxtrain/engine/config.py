@@ -37,7 +37,7 @@ class TrainConfig:
     monitor: str = ""  # score to stop and to keep checkpoints by, e.g. "valid/mae"; "" = the task's
     monitor_mode: str = "min"  # min | max, read with `monitor`
     select: str = "best"  # weights that are tested and served: best (by the monitored score) | last
-    patience: int = 0  # evaluations without gain before stopping; 0 = never
+    patience: int = 0  # evaluations without gain, after the warm-up, before stopping; 0 = never
     min_delta: float = 0.0  # a smaller gain does not count
     max_skipped: int = 10  # non-finite steps in a row that are skipped before the run stops
     shard_mib: float = 64.0  # parameters of at least this size are sharded over the devices

@@ -45,6 +45,7 @@ class Rhythm:
     save: int  # 0 = at evaluations only
     log: int
     call: int
+    warm: int  # the step from which on the rate rises no more
 
     def evaluates(self, step: int) -> bool:
         return (step - self.first) % self.evaluate == 0 or step >= self.end
@@ -77,6 +78,7 @@ def rhythm(engine: Engine, program: Program, first: int) -> Rhythm:
         steps_of(engine.checkpoint.every, "checkpoint.every"),
         max(1, steps_of(engine.report.log_every, "report.log_every")),
         engine.train.steps_per_call,
+        first + steps_of(engine.optimizer.warmup, "optimizer.warmup"),
     )
 
 
@@ -143,7 +145,7 @@ def train_phase(
                 if name not in scores:
                     raise UserError(f"config.train.monitor: no score is called {name!r}{nearest(name, scores)}")
                 value = scores[name]
-                standing = observe(standing, engine, step, value, mode)
+                standing = observe(standing, engine, step, value, mode, warming=step < due.warm)
                 logs.evaluation(step, scores, name, best=standing.best_step == step)
                 if engine.report.histograms:
                     log.histograms(step, jax.device_get(state.params))

@@ -25,19 +25,22 @@ class Standing:
     stopped: bool = False  # early, by patience
 
 
-def observe(standing: Standing, engine: Engine, step: int, value: float, mode: str) -> Standing:
-    """Best score, patience and plateau after an evaluation; a NaN is never a gain."""
+def observe(standing: Standing, engine: Engine, step: int, value: float, mode: str, *, warming: bool = False) -> Standing:
+    """Best score, patience and plateau after an evaluation; a NaN is never a gain.
+
+    warming: the learning rate still rises; patience and plateau do not count yet.
+    """
     sign = 1.0 if mode == "min" else -1.0
     score = sign * value if not math.isnan(value) else math.inf
     best, reference = (math.inf if v is None else sign * v for v in (standing.best_value, standing.reference))
     # Measured from the last gain, not from the best: many gains smaller than min_delta add up to one.
     gain = score < reference - engine.train.min_delta if math.isfinite(reference) else math.isfinite(score)
-    waited = 0 if gain else standing.waited + 1
+    waited = 0 if gain or warming else standing.waited + 1
     if gain:
         standing = replace(standing, reference=value)
     if math.isfinite(score) and score <= best:  # of equals the later, as the checkpoints keep them
         standing = replace(standing, best_step=step, best_value=value)
-    if engine.optimizer.schedule == "plateau":
+    if engine.optimizer.schedule == "plateau" and not warming:
         scale, top, count = standing.plateau
         p = Plateau(scale, math.inf if top is None else top, count).observe(score, engine.optimizer)
         standing = replace(standing, plateau=(p.scale, p.best if math.isfinite(p.best) else None, p.waited))

@@ -31,6 +31,17 @@ def test_patience_counts_evaluations_without_gain() -> None:
     assert not after([1.0] + [2.0] * 50).stopped  # 0 = never
 
 
+def test_nothing_counts_against_a_rate_that_still_rises() -> None:
+    sections: dict[str, Any] = {name: cls() for name, cls in ENGINE_SECTIONS.items()}
+    sections["train"] = replace(sections["train"], patience=2)
+    sections["optimizer"] = replace(sections["optimizer"], schedule="plateau", plateau_patience=0)
+    standing = Standing(0)
+    for step in range(1, 9):
+        standing = observe(standing, Engine(**sections), step, 1.0 + step, "min", warming=step <= 6)
+        assert standing.stopped == (step == 8) and (standing.plateau[0] == 1.0) == (step <= 7)
+    assert standing.best_step == 1
+
+
 def test_max_mode() -> None:
     found = after([0.1, 0.5, 0.4, 0.3, 0.9], mode="max", patience=2)
     assert (found.stopped, found.best_step, found.best_value) == (True, 20, 0.5)
