@@ -79,7 +79,8 @@ def test_the_benchmark_asks_for_the_sizes_of_the_config(peer, monkeypatch, tmp_p
     asked = importlib.import_module("benchmark_peers").PEERS["abr"].sizes
     for preset, parameters in (("lean", 7_342_735), ("generate", 7_331_713), ("demo", 253_935)):
         options = asked(configs.load(f"{root}/configs/abr.py:{preset}", {}), {}, tmp_path) | {"batch": 8, "steps": 1}
-        words = [word for name, value in options.items() for word in (f"--{name}", *(value if isinstance(value, list | tuple) else (value,)))]
+        given = {name: value if isinstance(value, list | tuple) else (value,) for name, value in options.items()}
+        words = [word for name, values in given.items() for word in (f"--{name}", *values)]
         sizes = peer.sizes_of(peer.parse([str(word) for word in words]), "fft")
         assert sum(p.numel() for p in peer.Network(sizes).parameters()) == parameters
 
