@@ -13,6 +13,7 @@ from jaxtrain.tasks.task import Forecast, Sums
 
 STATES = ("jammed", "slow", "free")  # by speed over free-flow speed ...
 STATE_BOUNDS = (0.5, 0.8)  # ... below the first, between, above the second
+STATE_CENTERS = (0.3, 0.65, 0.95)  # of the mean free-flow speed: near each state's mean, see `metrics.target_sums`
 LEVELS = (0.5, 0.8, 0.95)  # of the central intervals whose coverage is scored
 PIT_BINS, RELIABILITY_BINS = 20, 10
 Z80 = 1.2816  # standard normal quantile at 0.9
@@ -58,6 +59,10 @@ def forecast_sums(forecast: Forecast, batch: Batch, *, free_flow: jax.Array, thr
     at_hour = jax.nn.one_hot(hour, 24)  # (B, P, 24)
     ratio = y / free_flow
     state = (ratio >= STATE_BOUNDS[0]).astype(jnp.int32) + (ratio > STATE_BOUNDS[1])
+    kinds = list(values)
+    # A state lies far from the mean of all: about that mean the sums of its R2 would cancel in float32.
+    own = y - jnp.asarray(STATE_CENTERS, jnp.float32)[state] * jnp.mean(free_flow)
+    values |= {"y_of_state": own, "yy_of_state": own**2}
     # All kinds in one array, so that there are four reductions to compile and not four per kind.
     stacked = jnp.stack([jnp.asarray(value, jnp.float32) for value in values.values()])  # (V, B, P, N)
     stacked = jnp.where(mask > 0, mask * stacked, 0.0)
@@ -68,7 +73,8 @@ def forecast_sums(forecast: Forecast, batch: Batch, *, free_flow: jax.Array, thr
         "hour": jnp.sum(by_step[..., None] * at_hour, (1, 2)),
         "state": jnp.where(state[..., None] == jnp.arange(len(STATES)), stacked[..., None], 0.0).sum((1, 2, 3)),
     }
-    sums: Sums = {f"{group}/{name}": value[i] for group, value in groups.items() for i, name in enumerate(values)}
+    sums: Sums = {f"{group}/{name}": value[i] for group, value in groups.items() for i, name in enumerate(kinds)}
+    sums |= {f"state/{kind}": groups["state"][len(kinds) + i] for i, kind in enumerate(("y", "yy"))}
     if "pit" in forecast:
         sums["pit"] = metrics.histogram(forecast["pit"], mask, PIT_BINS, keep=(1,))
     if "p_congested" in forecast:
