@@ -43,6 +43,15 @@ def flops_per_step(analytic_per_example: float | None, batch: int, compiled: Any
     return float(cost["flops"]) * jax.device_count() if cost and "flops" in cost else None
 
 
+def bytes_per_step(compiled: Any) -> float | None:
+    """Bytes that XLA expects one step to read and write; it sees a loop body once, so a recurrent network moves more."""
+    try:
+        cost = compiled.cost_analysis()
+    except Exception:  # not every backend offers it
+        return None
+    return float(cost["bytes accessed"]) if cost and "bytes accessed" in cost else None
+
+
 def program_memory(compiled: Any) -> dict[str, int]:
     """Bytes per device of a compiled program: arguments, outputs, temporaries; {} where the backend keeps silent."""
     try:
