@@ -26,14 +26,15 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax narrates every sav
 class Checkpoints:
     """The checkpoints of one phase below `folder`; mode: "min" or "max" of the value that `save` is given."""
 
-    def __init__(self, folder: Path, *, keep_best: int, mode: str, read_only: bool = False) -> None:
+    def __init__(self, folder: Path, *, keep_best: int, mode: str, keep_latest: int = 1, read_only: bool = False) -> None:
         self.folder, self.mode = folder, mode
 
         def value(metrics: Mapping[str, float]) -> float:
             return metrics["value"]
 
         policy = keep.AnyPreservationPolicy([
-            keep.LatestN(1), keep.BestN(get_metric_fn=value, n=keep_best, reverse=mode == "min", keep_checkpoints_without_metrics=False)
+            keep.LatestN(keep_latest),
+            keep.BestN(get_metric_fn=value, n=keep_best, reverse=mode == "min", keep_checkpoints_without_metrics=False),
         ])  # fmt: skip
         options = ocp.CheckpointManagerOptions(
             best_fn=value, best_mode=mode, preservation_policy=policy, create=not read_only, read_only=read_only,
@@ -58,6 +59,16 @@ class Checkpoints:
     def selected(self, select: str) -> int | None:
         """The step whose weights are tested and served; select: "best" or "last" (`train.select`)."""
         return self.latest() if select == "last" else self.best()
+
+    def steps(self) -> list[int]:
+        """Every complete step, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def discard_after(self, step: int) -> None:
+        """Delete what lies beyond a step that the run goes back to."""
+        for later in self.steps():
+            if later > step:
+                self._manager.delete(later)
 
     def save(self, step: int, state: TrainState, meta: Mapping[str, Any], value: float | None) -> None:
         """Start writing; the arrays may be donated at once. value: the monitored score, None without one.

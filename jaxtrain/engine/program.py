@@ -50,8 +50,10 @@ def build_model(task: Task, precision: str) -> tuple[Template, Params, Params]:
     return split(nnx.eval_shape(lambda: task.build(nnx.Rngs(0), compute)))
 
 
-def prepare(task: Task, engine: Engine, splits: Splits, layout: Layout, first_step: int, phase_number: int) -> Program:
-    """Build the phase's programs; nothing is compiled yet."""
+def prepare(
+    task: Task, engine: Engine, splits: Splits, layout: Layout, first_step: int, phase_number: int, arrays: Mapping[str, Any] | None = None
+) -> Program:
+    """Build the phase's programs; nothing is compiled yet. arrays: the shared arrays where another program has placed them already."""
     train = engine.train
     template, params, model_state = build_model(task, train.precision)
     steps_per_epoch = len(splits.train) / train.batch
@@ -66,7 +68,7 @@ def prepare(task: Task, engine: Engine, splits: Splits, layout: Layout, first_st
     shapes = jax.eval_shape(create)
     shardings = layout.state(shapes, train.shard_mib)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-    arrays = place(splits, train.placement, layout)
+    arrays = place(splits, train.placement, layout) if arrays is None else arrays
     feed = TrainFeed(
         splits.train, batch=train.batch, seed=train.seed + (phase_number << 32), placement=train.placement, workers=train.workers,
         part=jax.process_index(), parts=jax.process_count(),

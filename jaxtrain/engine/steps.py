@@ -132,6 +132,26 @@ def train_call(
     return jax.jit(call, donate_argnums=0, out_shardings=out_shardings)
 
 
+def population_call(call: Callable[..., Any]) -> Callable[..., Any]:
+    """`train_call`'s program for several members at once: `(states, arrays, inputs, count, rate_scales, keys)`; states are donated.
+
+    States, inputs, rate scales and keys have a leading axis of members; arrays and count are shared.
+    """
+    return jax.jit(jax.vmap(call, in_axes=(0, None, 0, None, 0, 0)), donate_argnums=0)
+
+
+@jax.jit
+def stack_members(states: list[TrainState]) -> TrainState:
+    """One state with a leading axis of members."""
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+@jax.jit
+def take_member(states: TrainState, number: jax.Array) -> TrainState:
+    """The state of one member, in arrays of its own."""
+    return jax.tree.map(lambda x: x[number], states)
+
+
 def batch_of(gather: Gather | None, arrays: Any, inputs: Any) -> Batch:
     """A batch inside jit: gathered from rows, or as it came; `mask` is 1 where the loader gave none."""
     batch = gather(arrays, inputs["rows"]) if gather else {k: v for k, v in inputs.items() if k != "mask"}

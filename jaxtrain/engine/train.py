@@ -36,7 +36,7 @@ from jaxtrain.engine.run import (
 from jaxtrain.engine.sharding import Layout, layout
 from jaxtrain.engine.start import start_jax
 from jaxtrain.engine.state import Params, Template
-from jaxtrain.engine.testing import Part, draw, render, test
+from jaxtrain.engine.testing import Part, Tested, draw, render, test
 from jaxtrain.errors import UserError
 from jaxtrain.tasks.task import Task
 
@@ -73,21 +73,7 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
             multihost_utils.sync_global_devices("run folder")
         clock = Clock()
         part, result = train_parts(workdir, phases, parts, carried, progress, clock, stop)
-        summary = facts(values, part, result)
-        if result.status == "finished" and stop.asked():
-            result = replace(result, status="interrupted")
-        tested = None
-        if result.status == "finished":
-            checkpoints = open_checkpoints(workdir, phases, part)
-            try:
-                with clock.measure("eval"):
-                    found, tested = test(workdir, part, checkpoints)
-            finally:
-                checkpoints.close()
-            summary |= found
-            if not quiet:
-                summary["course"] = passed(workdir, part, result)
-        summary["status"] = result.status
+        summary, tested = conclude(values, workdir, phases, part, result, clock, stop, quiet=quiet)
         clock.seconds["total"] = time.perf_counter() - began
         summary |= {"seconds": dict(clock.seconds), "peak_memory_bytes": profile.peak_memory_bytes()}
         if quiet:
@@ -108,6 +94,29 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
             paths = draw(workdir, tested, result.step, tensorboard=show.tensorboard)
             progress.say(f"{len(paths)} figures in {workdir / 'figures'}")
     return summary
+
+
+def conclude(
+    values: Mapping[str, Any], workdir: Path, phases: list[configs.Phase], part: Part, result: Result, clock: Clock, stop: Stop, *,
+    quiet: bool = False,
+) -> tuple[dict[str, Any], Tested | None]:  # fmt: skip
+    """Test what was trained; the summary but for times and memory, and what `draw` needs (None where the run was interrupted)."""
+    summary = facts(values, part, result)
+    if result.status == "finished" and stop.asked():
+        result = replace(result, status="interrupted")
+    tested = None
+    if result.status == "finished":
+        checkpoints = open_checkpoints(workdir, phases, part)
+        try:
+            with clock.measure("eval"):
+                found, tested = test(workdir, part, checkpoints)
+        finally:
+            checkpoints.close()
+        summary |= found
+        if not quiet:
+            summary["course"] = passed(workdir, part, result)
+    summary["status"] = result.status
+    return summary, tested
 
 
 def prepare_parts(values: Mapping[str, Any], phases: list[configs.Phase]) -> list[Part]:
@@ -253,10 +262,10 @@ def check_statistics(workdir: Path, statistics: Statistics, trained: bool) -> No
         raise UserError(f"--workdir {workdir}: the data changed since this run began ({', '.join(changed)} differ); use a new folder")
 
 
-def open_checkpoints(workdir: Path, phases: list[configs.Phase], part: Part) -> Checkpoints:
+def open_checkpoints(workdir: Path, phases: list[configs.Phase], part: Part, keep_latest: int = 1) -> Checkpoints:
     engine = part.phase.engine
     folder = checkpoint_folder(workdir, phases, part.number)
-    return Checkpoints(folder, keep_best=engine.checkpoint.keep_best, mode=monitored(part.task, engine)[1])
+    return Checkpoints(folder, keep_best=engine.checkpoint.keep_best, mode=monitored(part.task, engine)[1], keep_latest=keep_latest)
 
 
 def has_later_checkpoint(workdir: Path, phases: list[configs.Phase], parts: list[Part], number: int) -> bool:
