@@ -279,9 +279,8 @@ def render(result: Mapping[str, Any]) -> str:
         times = [number(1e3 * r["step_s"][k]) for k in ("median", "min", "max")]
         shares = [f"{r[k]:.1%}" if r[k] else "-" for k in ("share_of_matmul", "share_of_copy", "mfu")]
         wait, memory = f"{r['input_wait']:.2%}", format_bytes(r["peak_memory_bytes"])
-        rows.append(
-            [program_name(r), number(r["compile_s"]), *times, number(1e3 * r["cpu_s"]), number(r["samples_per_second"]), wait, memory, *shares]
-        )
+        speed = [number(1e3 * r["cpu_s"]), number(r["samples_per_second"]), wait]
+        rows.append([program_name(r), number(r["compile_s"]), *times, *speed, memory, *shares])
     first, where = result["rows"][0], result["machine"]
     gflop = f", {number(first['flops_per_step'] / 1e9)} GFLOP per step" if first["flops_per_step"] else ""
     text = f"{result['command']}\n{where['cpu']}, {where['cores']} cores; {first['device']}; JAX {first['jax']}, Python {where['python']}\n"
