@@ -65,6 +65,7 @@ def prepare(
         _, params, others = nnx.split(model, nnx.Param, ...)
         return steps.initial_state(flatten(params), flatten(others), transform, precision=train.precision, ema=train.ema > 0)
 
+    create = jax.jit(create, inline=True)  # asked for twice, for its shapes and for its values: traced once
     shapes = jax.eval_shape(create)
     shardings = layout.state(shapes, train.shard_mib)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)

@@ -115,6 +115,8 @@ def train_call(
         logs = {k: jnp.asarray(v, jnp.float32) for k, v in logs.items()}
         return TrainState(state.step + 1, params, model_state, opt_state, average), logs
 
+    one = jax.jit(one, inline=True)  # asked for twice, for its shapes and for the loop: traced once
+
     def call(state: TrainState, arrays: Any, inputs: Any, count: jax.Array, rate_scale: jax.Array, key: jax.Array) -> Any:
         def batch_at(i: Any) -> Batch:
             chosen = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, keepdims=False), inputs)
