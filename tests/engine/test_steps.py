@@ -223,3 +223,19 @@ def test_parameters_keep_the_types_that_the_precision_promises() -> None:
     assert losses["mixed_bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.05)
     assert losses["bfloat16"] != losses["mixed_bfloat16"] != losses["float32"]
+
+
+def test_a_traced_function_runs_in_python_once() -> None:
+    runs = []
+
+    def function(x: jax.Array) -> dict[str, Any]:
+        runs.append(1)
+        return {"double": 2 * x, "nested": (x + 1, {"sum": x.sum()})}
+
+    x = jnp.arange(3.0)
+    again, shapes = steps.traced(function, x)
+    found = [again(x), jax.jit(again)(x)]
+    assert len(runs) == 1
+    for result in found:
+        jax.tree.map(np.testing.assert_array_equal, result, function(x))
+    assert jax.tree.map(lambda s: s.shape, shapes) == {"double": (3,), "nested": ((3,), {"sum": ()})}
