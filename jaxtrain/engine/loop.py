@@ -57,8 +57,12 @@ class Rhythm:
         return step // self.log > before // self.log or step >= self.end
 
     def next_boundary(self, step: int, edges: tuple[int, ...]) -> int:
-        """Where the dispatch that starts at `step` ends; edges: further steps that no dispatch may cross."""
-        stops = [self.end, step + self.call, self._after(step, self.evaluate), *(e for e in edges if e > step)]
+        """Where the dispatch that starts at `step` ends; edges: further steps that no dispatch may cross.
+
+        The same steps for a whole run and a resumed one. The first dispatch is one step: what is wrong shows after one.
+        """
+        stops = [self.end, self._after(step, self.call), self._after(step, self.evaluate)]
+        stops += [e for e in (self.first + 1, *edges) if e > step]
         return min([*stops, self._after(step, self.save)] if self.save else stops)
 
     def _after(self, step: int, every: int) -> int:
@@ -157,8 +161,7 @@ def train_phase(
             if step >= due.end or standing.stopped or stopping:
                 break
             assert call is not None
-            # The first dispatch is one step: what is wrong shows after one, and where calls are cut changes no bit.
-            count = due.next_boundary(step, (restored + 1, *trace.edges())) - step
+            count = due.next_boundary(step, trace.edges()) - step
             if step in trace.edges():  # the dispatches in flight belong to neither side of the window
                 standing = settle(standing)
             if trace.at(step):
