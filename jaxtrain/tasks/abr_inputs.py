@@ -3,6 +3,7 @@
 Letters: B records, L samples. Batches are as `jaxtrain.data.evoked` gathers them: waveforms in uV, statics in raw units.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -136,17 +137,29 @@ def amplified(batch: Batch, gain: jax.Array) -> Batch:
 # Marks that tell the scores of a split more about its records ------------------------------------------------
 
 
-def with_patients(splits: list[Dataset], scored: Dataset) -> tuple[list[Dataset], Dataset]:
+def with_patients(splits: list[Dataset], scored: list[Dataset]) -> tuple[list[Dataset], list[Dataset]]:
     """The same datasets; batches of `scored` also say which patient (B, P) and which ear (B, E) a record belongs to, one-hot.
 
-    Their shapes carry the numbers of patients and ears. All share the arrays, so all get the two further ones.
+    P and E are the largest numbers of patients and ears among `scored`, and which of its lists a batch goes by stands in a further column
+    of the index: one program then serves all. All datasets share the arrays, so all get the two further ones.
     """
-    record = scored.index[:, 0]
-    patient, ear = (np.asarray(scored.arrays[name])[record] for name in ("patient", "ear"))
-    members = {"scored_patients": np.unique(patient), "scored_ears": np.unique(_ear_code(patient, ear))}
-    arrays = {**scored.arrays, **{name: codes.astype(np.int32) for name, codes in members.items()}}
-    marked = replace(scored, arrays=arrays, gather=partial(_gather_members, scored.gather))
+    arrays, owners = scored[0].arrays, []
+    for dataset in scored:
+        patient, ear = (np.asarray(arrays[name])[dataset.index[:, 0]] for name in ("patient", "ear"))
+        owners.append((np.unique(patient), np.unique(_ear_code(patient, ear))))
+    patients, ears = zip(*owners, strict=True)
+    arrays = {**arrays, "scored_patients": _padded(patients), "scored_ears": _padded(ears)}
+    marked = []
+    for number, dataset in enumerate(scored):
+        index = np.pad(dataset.index, ((0, 0), (0, 1)), constant_values=number)
+        marked.append(replace(dataset, arrays=arrays, index=index, gather=partial(_gather_members, dataset.gather)))
     return [replace(dataset, arrays=arrays) for dataset in splits], marked
+
+
+def _padded(codes: Sequence[np.ndarray]) -> np.ndarray:
+    """(S, n) int32: one list a row, filled up with -1, which nobody has."""
+    longest = max(len(row) for row in codes)
+    return np.stack([np.pad(row.astype(np.int32), (0, longest - len(row)), constant_values=-1) for row in codes])
 
 
 def _ear_code(patient: Any, ear: Any) -> Any:
@@ -154,12 +167,12 @@ def _ear_code(patient: Any, ear: Any) -> Any:
 
 
 def _gather_members(gather: Any, arrays: Arrays, rows: Any) -> Batch:
-    batch = gather(arrays, rows)
+    batch, number = gather(arrays, rows[:, :-1]), rows[0, -1]
     ear = _ear_code(batch["patient"], batch["ear"])
     return {
         **batch,
-        "patient_member": batch["patient"][:, None] == arrays["scored_patients"],
-        "ear_member": ear[:, None] == arrays["scored_ears"],
+        "patient_member": batch["patient"][:, None] == arrays["scored_patients"][number],
+        "ear_member": ear[:, None] == arrays["scored_ears"][number],
     }
 
 

@@ -1,6 +1,7 @@
 """The public set of human clicks: prepared to the layout, and its naive scores as published."""
 
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -131,3 +132,47 @@ def test_a_fault_leaves_no_file(tmp_path: Path, name: str, capsys: pytest.Captur
     assert prepare_abr_human.main(["--input", str(public(tmp_path, **changes)), "--output", str(output), *more]) == 2
     said = capsys.readouterr().err
     assert message in said.replace("\\", "") and said.count("\n") == 1 and not output.exists()
+
+
+class Told:
+    """A run that says what it was given to say."""
+
+    def __init__(self, wave: float):
+        self.wave = wave
+
+    def predict(self, signal: np.ndarray, statics: np.ndarray) -> dict[str, np.ndarray]:
+        first = 100  # 5 ms
+        peak = 0.05 * (first + signal[:, first:181].argmax(1))
+        return {"denoised_uv": self.wave * signal, "v_latency_ms": peak, "v_probability": statics[:, 1] / 60}
+
+
+@pytest.fixture()
+def score_abr_human(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "scripts"))  # as Python does for a script it runs
+    return script("score_abr_human")
+
+
+def test_scores_of_the_script(score_abr_human: ModuleType, clicks: Path) -> None:
+    """R1, R2 and R3 of naive forecasts, as published: a flat wave, the raw peak, and the grand means' slopes."""
+    columns = score_abr_human.read(clicks)
+    found = score_abr_human.clicks(columns)
+    flat, same = Told(1e-6), Told(1.0)
+    assert abs(score_abr_human.halves(flat, found)["r1_gain_db"] - 2.84) < 0.01
+    assert abs(score_abr_human.long_averages(flat, columns, clicks)["r2_gain_db"] - 3.36) < 0.01
+    r1, r2 = score_abr_human.halves(same, found), score_abr_human.long_averages(same, columns, clicks)
+    np.testing.assert_allclose([r1["r1_gain_db"], r1["r1_r"], r2["r2_gain_db"], r2["r2_r"]], [0, 0.445, 0, 0.536], atol=1e-3)
+    r3 = score_abr_human.latencies(flat, found)
+    np.testing.assert_allclose([r3["r3_mae_ms"], r3["r3_within"], r3["r3_rank_r"]], [0.403, 0.75, -0.57], atol=0.006)
+    np.testing.assert_allclose([r3["r3_slope_reference/P3 R"], r3["r3_slope_reference/P6 R"]], [-0.46, -0.36], atol=0.01)
+    assert (r3["v_present/0"], r3["v_present/25"], r3["v_present/30"], r3["v_present/60"]) == (0, 0, 1, 1)
+    said = score_abr_human.render(r1 | r2 | r3)
+    assert "gain 0.00 dB, r 0.536 (75 records)" in said and "(159 records)" in said and "25: 0%, 30: 100%" in said
+
+
+def test_the_script_scores_a_run_that_predicts(
+    score_abr_human: ModuleType, clicks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for workdir, source, message in ((tmp_path / "none", clicks, "not a run folder"), (tmp_path, tmp_path / "no.parquet", "not found")):
+        assert score_abr_human.main(["--workdir", str(workdir), "--input", str(source)]) == 2
+        said = capsys.readouterr().err
+        assert message in said and said.count("\n") == 1

@@ -174,9 +174,14 @@ def test_zscored_runs_do_not_call_their_numbers_microvolts():
     assert "denoised_uncalibrated" in columns and "v_amplitude_uncalibrated" in columns and "v_amplitude_uv" not in columns
 
 
-def test_the_test_split_alone_knows_its_patients():
+def test_the_scored_splits_know_their_patients_in_batches_of_one_shape():
     found = splits()
-    train, test = (s.gather(s.arrays, s.index[:4]) for s in (found.train, found.test))
+    train, valid, test = (s.gather(s.arrays, s.index[:4]) for s in (found.train, found.valid, found.test))
     assert "patient_member" not in train
-    assert test["patient_member"].sum(1).tolist() == [1] * 4 and test["ear_member"].sum(1).tolist() == [1] * 4
-    assert found.train.arrays is found.test.arrays
+    for batch, dataset, number in ((valid, found.valid, 0), (test, found.test, 1)):
+        for name, codes in (("patient", batch["patient"]), ("ear", 3 * batch["patient"] + batch["ear"] + 1)):
+            listed = dataset.arrays[f"scored_{name}s"][number]
+            np.testing.assert_array_equal(batch[f"{name}_member"], codes[:, None] == listed)
+            assert batch[f"{name}_member"].sum(1).tolist() == [1] * 4
+    assert {name: value.shape for name, value in valid.items()} == {name: value.shape for name, value in test.items()}
+    assert found.train.arrays is found.valid.arrays is found.test.arrays
