@@ -162,7 +162,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eval.every": "3ep", "train.patience": 2,
     },
     "benchmark": {
-        **FAST, "data.patients": 2038, "train.duration": "1ep", "eval.every": "1ep", "checkpoint.every": "1ep",
+        **FAST, "data.patients": 2038, "train.duration": "1ep", "eval.every": "1ep", "train.patience": 8,
+        "checkpoint.every": "1ep",
     },
     "full": {"data.patients": 2038},
     "lean": {

@@ -49,8 +49,8 @@ class Clicks:
 
 def clicks(columns: dict[str, np.ndarray]) -> Clicks:
     names, ear = np.unique(np.char.add(np.char.add(columns["person"], " "), columns["ear"]), return_inverse=True)
-    waves = (columns[name] for name in ("average_uv", "buffer1_uv", "buffer2_uv"))
-    return Clicks(*waves, columns["level_db"], columns["rate_hz"], ear, tuple(map(str, names)))
+    signal, half_a, half_b = (columns[name] for name in ("average_uv", "buffer1_uv", "buffer2_uv"))
+    return Clicks(signal, half_a, half_b, columns["level_db"], columns["rate_hz"], ear, tuple(map(str, names)))
 
 
 def predicted(run: Any, signal: np.ndarray, statics: np.ndarray) -> dict[str, np.ndarray]:
@@ -148,8 +148,8 @@ def render(scores: dict[str, float]) -> str:
     return "\n".join([
         f"R1  half to other half        gain {scores['r1_gain_db']:.2f} dB, r {scores['r1_r']:.3f} ({scores['r1_pairs']:.0f} pairs)",
         f"R2  500 sweeps to the mean    gain {scores['r2_gain_db']:.2f} dB, r {scores['r2_r']:.3f} ({scores['r2_records']:.0f} records)",
-        f"R3  latency of wave V         MAE {scores['r3_mae_ms']:.3f} ms, within {WITHIN_MS:g} ms {scores['r3_within']:.1%}, rank correlation "
-        f"with level {scores['r3_rank_r']:.2f} ({scores['r3_records']:.0f} records)",
+        f"R3  latency of wave V         MAE {scores['r3_mae_ms']:.3f} ms, within {WITHIN_MS:g} ms {scores['r3_within']:.1%}, "
+        f"rank correlation with level {scores['r3_rank_r']:.2f} ({scores['r3_records']:.0f} records)",
         *(f"    {name}: {scores[f'r3_slope_told/{name}']:.2f} ms per 10 dB (grand means {scores[f'r3_slope_reference/{name}']:.2f})"
           for name in slopes),
         "V found at dB: " + ", ".join(f"{level}: {value:.0%}" for level, value in present),

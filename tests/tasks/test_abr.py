@@ -56,7 +56,7 @@ def test_restarts_fall_where_they_were():
 
 
 def test_patience_counts_the_epochs_that_it_should():
-    for preset, epochs in (("default", 15), ("fast", 8), ("ultra_fast", 6), ("lean", 8), ("generate", 20), ("demo", 0)):
+    for preset, epochs in (("default", 15), ("fast", 8), ("ultra_fast", 6), ("lean", 8), ("generate", 20), ("benchmark", 8), ("demo", 0)):
         values = configs.load(f"{CONFIG}:{preset}", {})
         assert values["train"]["patience"] * float(values["eval"]["every"][:-2]) == epochs, preset
 

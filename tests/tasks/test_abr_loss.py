@@ -27,8 +27,10 @@ class Counting(Told, abr_loss.CountingNetwork):
 QUIET = {"data__hide_statics": "0"}
 
 
+WEIGHTS = {"signal": 0.5, "existence": 0.7, "latency": 1.1, "amplitude": 1.3, "classes": 1.7, "threshold": 1.9, "uncertainty": 2.3}
 VARIANTS = {
-    "": {}, "mse": {"loss__kind": "mse"}, "l1": {"loss__kind": "l1"}, "flat": {"loss__signal": "0"},
+    "": {}, "weights": {f"loss__{name}": str(weight) for name, weight in WEIGHTS.items()},
+    "mse": {"loss__kind": "mse"}, "l1": {"loss__kind": "l1"}, "flat": {"loss__signal": "0"},
     **{f"{weights}{smoothing}": {"loss__class_weights": weights, "loss__label_smoothing": str(smoothing)}
        for weights in ("none", "sqrt", "balanced", "focal") for smoothing in (0.0, 0.2)},
 }  # fmt: skip
@@ -144,6 +146,8 @@ def test_uncertainty_is_a_likelihood_that_leaves_the_mean_alone():
 
 def test_objective_is_the_weighted_sum():
     found = everything()[""]
+    other = everything()["weights"]  # every weight another, so that none can stand for its neighbour
+    assert other["objective"] == pytest.approx(sum(w * found[name] for name, w in WEIGHTS.items()), rel=1e-5)
     weights = {"signal": 1.0, "existence": 0.3, "latency": 0.8, "amplitude": 0.8, "classes": 2.0, "threshold": 0.6, "uncertainty": 0.1}
     assert found["objective"] == pytest.approx(sum(w * found[name] for name, w in weights.items()), rel=1e-5)
     assert everything()["flat"]["objective"] == pytest.approx(found["objective"] - found["signal"], rel=1e-4)
