@@ -11,7 +11,8 @@ Presets (`configs/abr.py:NAME`; `NAME+NAME` applies several, left to right):
     full        the network of `default` on 2,038 patients, the size of a clinical archive
     lean        7.3 M parameters of the same depth and features, averaged weights
     generate    waveforms for an age, level, rate, recording quality and class, by diffusion
-    demo        254 k parameters, 320 patients, 2 epochs: two minutes on two CPU cores
+    cpu         254 k parameters, 800 patients, 16 epochs: the longest that a laptop may like
+    demo        the same network, 320 patients, 2 epochs: two minutes on two CPU cores
     smoke       39 k parameters, 60 patients, 1 epoch: half a minute with compilation
     human       trains and scores on halves of averages (data.target=other_half), for files without a clean waveform
 `generate+demo` and `generate+smoke` are small runs of `generate`. Out of memory: train.accumulate=4, then model.remat=levels.
@@ -154,6 +155,11 @@ SMALL: dict[str, Any] = {
     "model.ffn_factor": 2, "data.valid_fraction": 0.15, "train.precision": "float32", "train.workers": "0", "train.patience": 0,
     "eval.every": "1ep", "checkpoint.every": "0st",
 }  # fmt: skip
+TINY: dict[str, Any] = {
+    **HUBER, **SMALL, "data.patients": 320, "model.channels": (16, 24, 32, 48), "model.s4_state": 16, "model.cond_width": 32,
+    "train.batch": 32, "train.duration": "2ep", "train.ema": 0.99, "optimizer.lr": 3e-3, "optimizer.betas": (0.9, 0.98),
+    "optimizer.schedule": "cosine", "optimizer.warmup": "20st", "optimizer.decay": "2ep", "rates.s4": 1 / 3, "sampling.records": 64,
+}  # fmt: skip
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {},
     "fast": FAST,
@@ -176,11 +182,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "optimizer.lr": 2e-4, "optimizer.betas": (0.9, 0.99), "optimizer.schedule": "cosine", "optimizer.warmup": "1000st",
         "eval.every": "5ep",
     },
-    "demo": {
-        **HUBER, **SMALL, "data.patients": 320, "model.channels": (16, 24, 32, 48), "model.s4_state": 16, "model.cond_width": 32,
-        "train.batch": 32, "train.duration": "2ep", "train.ema": 0.99, "optimizer.lr": 3e-3, "optimizer.betas": (0.9, 0.98),
-        "optimizer.schedule": "cosine", "optimizer.warmup": "20st", "optimizer.decay": "2ep", "rates.s4": 1 / 3, "sampling.records": 64,
+    "cpu": {
+        **TINY, "data.patients": 800, "train.duration": "16ep", "train.ema": 0.999, "train.select": "last", "optimizer.lr": 2e-3,
+        "optimizer.warmup": "100st", "optimizer.decay": "16ep", "rates.s4": 1 / 2, "eval.every": "2ep", "sampling.records": 256,
     },
+    "demo": TINY,
     "smoke": {
         **HUBER, **SMALL, "data.patients": 60, "model.channels": (8, 16), "model.s4_state": 8, "model.cond_width": 16,
         "train.batch": 16, "train.accumulate": 2, "train.duration": "1ep", "optimizer.lr": 1e-3, "optimizer.betas": (0.9, 0.95),

@@ -24,6 +24,7 @@ PRESETS: dict[str, tuple[Any, ...]] = {
     "full": (FULL, 2038, 0.20, 32, 1, "100ep", 1e-4, (0.9, 0.999), "warm_restarts", "0st", "mse", 0),
     "lean": (BASE, 800, 0.15, 64, 1, "40ep", 5e-4, (0.9, 0.98), "cosine", "2ep", "huber", 0.999),
     "generate": (BASE, 800, 0.15, 64, 1, "100ep", 2e-4, (0.9, 0.99), "cosine", "1000st", "mse", 0.999),
+    "cpu": ((16, 24, 32, 48), 800, 0.15, 32, 1, "16ep", 2e-3, (0.9, 0.98), "cosine", "100st", "huber", 0.999),
     "demo": ((16, 24, 32, 48), 320, 0.15, 32, 1, "2ep", 3e-3, (0.9, 0.98), "cosine", "20st", "huber", 0.99),
     "smoke": ((8, 16), 60, 0.15, 16, 2, "1ep", 1e-3, (0.9, 0.95), "warm_restarts", "2st", "huber", 0),
 }
@@ -69,7 +70,9 @@ def test_state_spaces_have_a_rate_of_their_own_and_no_decay():
     assert slow == {path for path in params if path.endswith(("/ssm/log_dt", "/ssm/log_a", "/ssm/b"))} and len(slow) == 9
     decayed = {path for path, rule in found.items() if rule.weight_decay}
     assert decayed == {path for path in params if path.endswith(("/kernel", "/ssm/c"))}
-    assert configs.load(f"{CONFIG}:demo", {})["rates"]["s4"] * configs.load(f"{CONFIG}:demo", {})["optimizer"]["lr"] == pytest.approx(1e-3)
+    for preset in ("demo", "cpu"):
+        values = configs.load(f"{CONFIG}:{preset}", {})
+        assert values["rates"]["s4"] * values["optimizer"]["lr"] == pytest.approx(1e-3)
 
 
 def test_what_is_monitored_follows_from_what_is_learned():
