@@ -11,7 +11,7 @@ Presets (`configs/abr.py:NAME`; `NAME+NAME` applies several, left to right):
     full        the network of `default` on 2,038 patients, the size of a clinical archive
     lean        7.3 M parameters of the same depth and features, averaged weights
     generate    waveforms for an age, level, rate, recording quality and class, by diffusion
-    cpu         254 k parameters, 800 patients, 16 epochs: the longest that a laptop may like
+    cpu         254 k parameters, the default clinic, 16 epochs, for a machine without a GPU (not trained to its end yet)
     demo        the same network, 320 patients, 2 epochs: two minutes on two CPU cores
     smoke       39 k parameters, 60 patients, 1 epoch: half a minute with compilation
     human       trains and scores on halves of averages (data.target=other_half), for files without a clean waveform
