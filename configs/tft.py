@@ -198,7 +198,7 @@ BITBRAINS_CPU: dict[str, Any] = {
     **BITBRAINS15,
     "data.group_as_static": False,
     "data.lags": (("disk_kb_s", 96), ("network_kb_s", 96), ("disk_kb_s", 672), ("network_kb_s", 672)),
-    "score.combine_last": ("cpu_percent", "memory_percent"),
+    "data.valid_fraction": 0.2, "data.valid_blocks": 3, "score.combine_last": BITBRAINS15["data.targets"],
     "train.duration": "6000st", "train.ema": 0.998, "eval.every": "2000st",
     "optimizer.lr": 3e-3, "optimizer.decay": "6000st", "optimizer.min_lr": 3e-5,
 }

@@ -29,7 +29,7 @@ from jaxtrain.data.fleet_statistics import some, training_statistics
 from jaxtrain.data.fleet_windows import bound_gather, gather, shared_arrays
 from jaxtrain.errors import UserError
 
-__all__ = ["DataConfig", "gather", "inputs", "splits"]
+__all__ = ["DataConfig", "gather", "group_names", "inputs", "splits"]
 
 
 def splits(config: DataConfig, quantiles: Sequence[float]) -> Splits:
@@ -37,9 +37,7 @@ def splits(config: DataConfig, quantiles: Sequence[float]) -> Splits:
 
     quantiles: levels of the training quantiles. Raises UserError for every fault of the input.
     """
-    check_config(config)
-    training = functools.partial(training_steps, config)
-    fleet = fleet_files.read(config, training=training) if config.path else fleet_embedded.fleet(config)
+    fleet = _read(config)
     where = _where(config)
     notes = [*fleet.notes, *_check_lengths(fleet, config, where)]
     cut = parts(config, fleet.steps, fleet.groups)
@@ -56,6 +54,17 @@ def splits(config: DataConfig, quantiles: Sequence[float]) -> Splits:
     train = Dataset(arrays, index["train"], bound_gather(config, evaluation=False), weights)
     valid, test = (Dataset(arrays, index[name], bound_gather(config, evaluation=True)) for name in ("valid", "test"))
     return Splits(train, valid, test, statistics, notes=tuple(notes + more))
+
+
+def group_names(config: DataConfig) -> tuple[str, ...]:
+    """The groups of `config.path`, or of the embedded fleet when it is unset. Raises UserError for every fault of the input."""
+    return _read(config).groups
+
+
+def _read(config: DataConfig) -> Fleet:
+    check_config(config)
+    training = functools.partial(training_steps, config)
+    return fleet_files.read(config, training=training) if config.path else fleet_embedded.fleet(config)
 
 
 def _stride(config: DataConfig, split: str) -> int:

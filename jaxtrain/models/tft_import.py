@@ -93,8 +93,9 @@ class _Source:
         self._read.add(name)
         return value.astype(np.float32)
 
-    def ignore(self, name: str) -> None:
-        self._arrays.pop(name, None)
+    def ignore(self, prefix: str) -> None:
+        """Forget the arrays whose names begin so."""
+        self._arrays = {name: value for name, value in self._arrays.items() if not name.startswith(prefix)}
 
     def finish(self) -> None:
         unknown = sorted(set(self._arrays) - self._read)
@@ -150,6 +151,8 @@ def _stack(source: _Source, each: list[str], ours: str, params: dict[str, np.nda
 def _selection(source: _Source, theirs: str, ours: str, m: int, params: dict[str, np.ndarray]) -> None:
     if m > 1:
         _residual(source, f"{theirs}.joint_grn", f"{ours}/weights", params)
+    else:
+        source.ignore(f"{theirs}.joint_grn.")  # the softmax of one weight is 1, whatever this network says
     _stack(source, [f"{theirs}.var_grns.{i}" for i in range(m)], f"{ours}/variables", params)
 
 

@@ -94,6 +94,10 @@ class Task(contract.Task):
     skill_score = "qrisk_50"
     fold_kinds: ClassVar[Mapping[str, str]] = {"walk_forward": "walk_forward", "blocked": "cross", "leave_one_out": "leave_out"}
 
+    def fold_count(self, kind: str) -> int:
+        """One group at a time is left out; else 5."""
+        return len(fleet.group_names(self.config.data)) if kind == "leave_one_out" else super().fold_count(kind)
+
     @property
     def levels(self) -> tuple[float, ...]:
         return self.config.model.quantiles
@@ -197,11 +201,12 @@ class Task(contract.Task):
         quantiles = self.predict(model, batch)["quantiles"]
         sums = self.score_forecast({"quantiles": quantiles}, batch)
         if self.config.score.combine_last and "last_share" not in self.statistics:
-            sums |= tft_combine.share_sums(quantiles, batch, self.levels, scores.median_of(self.levels))
+            groups = len(self.statistics["group_names"])
+            sums |= tft_combine.share_sums(quantiles, batch, groups, self.levels, scores.median_of(self.levels))
         return sums
 
     def calibrate(self, sums: Mapping[str, np.ndarray]) -> Statistics:
-        """`last_share` (R, Q): how far the forecasts of score.combine_last are shifted towards the last value, see `tft_combine`."""
+        """`last_share` (G + 1, R, Q): how far the forecasts of score.combine_last are shifted towards the last value, see `tft_combine`."""
         if "combine" not in sums:
             return {}
         return {"last_share": tft_combine.fitted(sums, self.config.data.targets, self.config.score.combine_last)}

@@ -142,6 +142,24 @@ def test_known_columns_must_reach_over_the_horizon(run, tmp_path, horizon, colum
         assert np.all(there["known_cat"][:, future] == 1 + statistics["vocabulary/shift"].tolist().index("night"))
 
 
+def spaced(seconds):
+    rows = cut(70)
+    step = [int((np.datetime64(t.removesuffix("Z")) - np.datetime64(iso(0).removesuffix("Z"))) / np.timedelta64(300, "s")) for t in rows["timestamp"]]
+    return {**rows, "timestamp": [iso(s * seconds / 300) for s in step]}
+
+
+@pytest.mark.parametrize("rows,says", [
+    (spaced(60), "the commonest step is 60 s (100 %), data.file_step_seconds is 300"),
+    ({name: values for name, values in cut(70).items() if name != "plan"}, "columns missing: plan"),
+    ({**cut(70), "hot": ["warm"] * len(cut(70)["cpu"])}, "row 1, hot: 'warm' is not a number"),
+])  # fmt: skip
+def test_a_file_of_another_kind_than_in_training_is_refused(run, tmp_path, rows, says):
+    settings, statistics, _ = run
+    with pytest.raises(UserError) as fault:
+        fleet.inputs(settings, statistics, str(write(tmp_path / "now.csv", rows)))
+    assert says in str(fault.value) and "now.csv" in str(fault.value) and "\n" not in str(fault.value)
+
+
 def test_new_groups_and_categories_are_named_and_unknown(run, tmp_path):
     settings, statistics, _ = run
     columns = {"mode": lambda name, step: "frozen" if name == "z" and step < 60 else "fast"}

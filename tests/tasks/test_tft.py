@@ -57,6 +57,8 @@ def test_a_preset_replaces_a_mapping_of_columns_as_a_whole():
     ("score__steps", "(1, 9)", "9 is no step of the horizon, 1..8"),
     ("model__heads", "3", "divisible"),
     ("model__quantiles", "(.1, .9)", "0.5"),
+    ("model__quantiles", "(.1, .9, .5)", "levels must increase"),
+    ("model__quantiles", "(.5, 1.)", "inside .0, 1."),
     ("data__alerts", "{'cpu_procent': 90.0}", "did you mean 'cpu_percent'"),
     ("data__synthetic__kind", "fleets", "synthetic.kind"),
 ])  # fmt: skip
@@ -64,6 +66,32 @@ def test_faulty_values_are_one_line(key, value, message):
     with pytest.raises(UserError, match=message) as error:
         make_task(sections(**{key: value}))
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("kind", "n"), [("walk_forward", 2), ("blocked", 3), ("leave_one_out", 4)])
+def test_folds_test_other_steps_or_servers_each(kind, n):
+    values = configs.load(f"{CONFIG}:smoke", {"data.fold_steps": "96", "data.min_history_steps": "12"})
+    tested, trained = [], []
+    for fold in make_task(configs.task_sections(values)).folds(kind, n):
+        made = make_task(configs.task_sections(configs.with_changes(values, fold.changes))).splits()
+        when = made.test.gather(made.test.arrays, made.test.index)["when"]
+        tested.append({tuple(cell) for cell in when[:, :2]})
+        trained.append(made)
+    assert len(tested) == n and all(tested)
+    assert not any(a & b for i, a in enumerate(tested) for b in tested[i + 1 :]), "no window is tested twice"
+    means = [made.statistics["global_center"] for made in trained]
+    assert all((means[0] != other).any() for other in means[1:]), "statistics anew in every fold"
+    if kind == "leave_one_out":
+        for made in trained:
+            assert not set(made.test.index[:, 1]) & set(made.train.index[:, 1])
+    if kind == "walk_forward":
+        assert len(trained[0].train) < len(trained[1].train)
+
+
+def test_one_server_at_a_time_is_left_out():
+    folds = task().folds("leave_one_out", None)
+    assert [fold.changes["data.fold"] for fold in folds] == list(range(SERVERS)) and folds[0].changes["data.folds"] == SERVERS
+    assert len(task().folds("walk_forward", None)) == 5
 
 
 def test_unknown_and_missing_sections_are_named():
