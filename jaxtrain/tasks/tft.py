@@ -47,7 +47,7 @@ class LossConfig:
 @dataclass(frozen=True)
 class ScoreConfig:
     steps: tuple[int, ...]  # horizon steps, from 1, with a column of their own
-    combine_last: tuple[str, ...]  # targets whose forecasts are shifted towards the last value, as far as the validation split likes
+    combine: tuple[str, ...]  # targets whose forecasts are shifted towards the last value and the day before, as validation likes
 
 
 SECTIONS: dict[str, type] = {"data": DataConfig, "model": network.Config, "loss": LossConfig, "score": ScoreConfig}
@@ -77,9 +77,13 @@ def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None)
     wrong = [step for step in steps if not 1 <= step <= config.data.horizon_steps]
     if wrong:
         raise UserError(f"config.score.steps: {wrong[0]} is no step of the horizon, 1..{config.data.horizon_steps} (data.horizon_steps)")
-    unknown = [name for name in config.score.combine_last if name not in targets]
+    unknown = [name for name in config.score.combine if name not in targets]
     if unknown:
-        raise UserError(f"config.score.combine_last: {unknown[0]!r} is not a target{nearest(unknown[0], targets)}")
+        raise UserError(f"config.score.combine: {unknown[0]!r} is not a target{nearest(unknown[0], targets)}")
+    season, context = config.data.season_steps[0], config.data.context_steps
+    if config.score.combine and season > context:
+        raise UserError(f"config.score.combine: needs the value data.season_steps={season} steps earlier, the network's past has "
+                        f"data.context_steps={context}; lengthen it, or combine no target")  # fmt: skip
     headline = (*(f"qrisk_50/{name}" for name in targets), "qrisk_10", "qrisk_50", "qrisk_90", "coverage_80")
     return Task(config, dict(statistics or {}), headline=headline)
 
@@ -185,9 +189,10 @@ class Task(contract.Task):
         units, inputs = self._inputs(batch)
         found = dict(model.explain(inputs)) if explain else {"quantiles": model(inputs)}
         found["quantiles"] = tft_inputs.ascending(tft_inputs.physical(units, found["quantiles"]))
-        share = self.statistics.get("last_share")
+        share = self.statistics.get("combine_shares")
         if share is not None and np.any(share > 0):
-            found["quantiles"] = tft_combine.shift(found["quantiles"], batch, share, scores.median_of(self.levels), units)
+            median, season = scores.median_of(self.levels), self.config.data.season_steps[0]
+            found["quantiles"] = tft_combine.shift(found["quantiles"], batch, share, median, season, units)
         if self.config.data.alerts:
             place = [self.config.data.targets.index(name) for name in self.config.data.alerts]
             thresholds = np.array(list(self.config.data.alerts.values()), np.float32)
@@ -197,19 +202,19 @@ class Task(contract.Task):
     # Scores --------------------------------------------------------------------------------------------
 
     def score(self, model: nnx.Module, batch: Batch) -> Sums:
-        """Sums of every score, see `tft_scores.forecast_sums`; with score.combine_last also what `calibrate` needs."""
+        """Sums of every score, see `tft_scores.forecast_sums`; with score.combine also what `calibrate` needs."""
         quantiles = self.predict(model, batch)["quantiles"]
         sums = self.score_forecast({"quantiles": quantiles}, batch)
-        if self.config.score.combine_last and "last_share" not in self.statistics:
-            groups = len(self.statistics["group_names"])
-            sums |= tft_combine.share_sums(quantiles, batch, groups, self.levels, scores.median_of(self.levels))
+        if self.config.score.combine and "combine_shares" not in self.statistics:
+            groups, season = len(self.statistics["group_names"]), self.config.data.season_steps[0]
+            sums |= tft_combine.share_sums(quantiles, batch, groups, self.levels, scores.median_of(self.levels), season)
         return sums
 
     def calibrate(self, sums: Mapping[str, np.ndarray]) -> Statistics:
-        """`last_share` (G + 1, R, Q): how far the forecasts of score.combine_last are shifted towards the last value, see `tft_combine`."""
+        """`combine_shares` (G + 1, R, Q, 2): how far the forecasts of score.combine are shifted to the references of `tft_combine`."""
         if "combine" not in sums:
             return {}
-        return {"last_share": tft_combine.fitted(sums, self.config.data.targets, self.config.score.combine_last)}
+        return {"combine_shares": tft_combine.fitted(sums, self.config.data.targets, self.config.score.combine)}
 
     def score_forecast(self, forecast: Forecast, batch: Batch) -> Sums:
         """The sums that a forecast allows: quantiles (B, tau, R, Q), rising along Q, or only their median (B, tau, R)."""
