@@ -131,6 +131,7 @@ def _default() -> ConfigDict:
         "score": {
             "steps": (1, 12, 48, 96),  # horizon steps with a column of their own
             "combine": (),  # targets whose forecasts are shifted towards the last value and the day before, as validation likes
+            "reference_median": (),  # of these, those whose P50 is made of the last value and the day before alone
         },
         "train": {
             "batch": 256,
@@ -199,7 +200,8 @@ BITBRAINS_CPU: dict[str, Any] = {
     **BITBRAINS15,
     "data.group_as_static": False,
     "data.lags": (("disk_kb_s", 96), ("network_kb_s", 96), ("disk_kb_s", 672), ("network_kb_s", 672)),
-    "data.valid_fraction": 0.2, "data.valid_blocks": 3, "score.combine": BITBRAINS15["data.targets"],
+    "data.valid_fraction": 0.2, "data.valid_blocks": 3,
+    "score.combine": BITBRAINS15["data.targets"], "score.reference_median": ("cpu_percent",),
     "train.duration": "6000st", "train.ema": 0.998, "eval.every": "2000st",
     "optimizer.lr": 3e-3, "optimizer.decay": "6000st", "optimizer.min_lr": 3e-5,
 }

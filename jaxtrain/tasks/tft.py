@@ -48,6 +48,7 @@ class LossConfig:
 class ScoreConfig:
     steps: tuple[int, ...]  # horizon steps, from 1, with a column of their own
     combine: tuple[str, ...]  # targets whose forecasts are shifted towards the last value and the day before, as validation likes
+    reference_median: tuple[str, ...]  # of these, those whose P50 is made of the last value and the day before alone
 
 
 SECTIONS: dict[str, type] = {"data": DataConfig, "model": network.Config, "loss": LossConfig, "score": ScoreConfig}
@@ -80,6 +81,9 @@ def make_task(sections: Mapping[str, Any], statistics: Statistics | None = None)
     unknown = [name for name in config.score.combine if name not in targets]
     if unknown:
         raise UserError(f"config.score.combine: {unknown[0]!r} is not a target{nearest(unknown[0], targets)}")
+    apart = [name for name in config.score.reference_median if name not in config.score.combine]
+    if apart:
+        raise UserError(f"config.score.reference_median: {apart[0]!r} is not in score.combine={config.score.combine}; add it there")
     season, context = config.data.season_steps[0], config.data.context_steps
     if config.score.combine and season > context:
         raise UserError(f"config.score.combine: needs the value data.season_steps={season} steps earlier, the network's past has "
@@ -214,7 +218,8 @@ class Task(contract.Task):
         """`combine_shares` (G + 1, R, Q, 2): how far the forecasts of score.combine are shifted to the references of `tft_combine`."""
         if "combine" not in sums:
             return {}
-        return {"combine_shares": tft_combine.fitted(sums, self.config.data.targets, self.config.score.combine)}
+        score, median = self.config.score, scores.median_of(self.levels)
+        return {"combine_shares": tft_combine.fitted(sums, self.config.data.targets, score.combine, score.reference_median, median)}
 
     def score_forecast(self, forecast: Forecast, batch: Batch) -> Sums:
         """The sums that a forecast allows: quantiles (B, tau, R, Q), rising along Q, or only their median (B, tau, R)."""

@@ -51,8 +51,12 @@ def share_sums(quantiles: jax.Array, batch: Batch, groups: int, levels: Sequence
     return {"combine": jax.ops.segment_sum(tried, jnp.asarray(batch["group"]), groups + 1)}
 
 
-def fitted(sums: Mapping[str, np.ndarray], targets: Sequence[str], chosen: Sequence[str]) -> np.ndarray:
+def fitted(
+    sums: Mapping[str, np.ndarray], targets: Sequence[str], chosen: Sequence[str], alone: Sequence[str], median: int
+) -> np.ndarray:
     """(G + 1, R, Q, 2) float32: for every level of the chosen targets the pair of least cost, 0 for the others.
+
+    alone: targets whose P50 (place `median`) leaves the network no share; the fan around it stays the network's.
 
     The cost of a pair is its loss over the least loss of any pair, the group's own plus FLEET_WEIGHT times that of the whole fleet:
     both are ratios, so that idle and busy groups lean on the fleet alike. A group without windows takes the fleet's pair.
@@ -61,6 +65,8 @@ def fitted(sums: Mapping[str, np.ndarray], targets: Sequence[str], chosen: Seque
     fleet = _relative(loss.sum(0))
     cost = _relative(loss) + FLEET_WEIGHT * fleet
     cost[0] = fleet
+    without = np.array([name in alone for name in targets])
+    cost[:, without, median] += np.where(PAIRS.sum(1) < 1 - 1e-6, np.inf, 0)
     share = PAIRS[cost.argmin(-1)]
     return np.where(np.array([name in chosen for name in targets])[:, None, None], share, 0).astype(np.float32)
 

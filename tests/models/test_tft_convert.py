@@ -1,4 +1,4 @@
-"""Weights of the published implementation -> run folder: forecasts are those of its network, categories keep their rows, faults are one line."""
+"""Weights of the published implementation -> run folder: forecasts of its network, categories that keep their rows, faults in one line."""
 
 import importlib.util
 import json
@@ -66,8 +66,8 @@ def published(groups: int = len(IDS), known: int = 3) -> Arrays:
         if inside != h or out != h:
             linear(f"{name}.out_proj", out, inside)
 
-    for name, m, context in (("static_encoder.vsn", 1, True), ("TFTpart2.history_vsn", known + 1, True), ("TFTpart2.future_vsn", known, True)):
-        residual(f"{name}.joint_grn", m * h, m, context)
+    for name, m in (("static_encoder.vsn", 1), ("TFTpart2.history_vsn", known + 1), ("TFTpart2.future_vsn", known)):
+        residual(f"{name}.joint_grn", m * h, m, context=True)
         for i in range(m):
             residual(f"{name}.var_grns.{i}")
     for i in range(4):

@@ -70,8 +70,8 @@ def losses(*best):
     return {"combine": np.repeat(loss[:, None, None], 2, axis=1)}
 
 
-def fitted(sums, chosen=("a", "b")):
-    return tft_combine.fitted(sums, ("a", "b"), chosen)
+def fitted(sums, chosen=("a", "b"), alone=()):
+    return tft_combine.fitted(sums, ("a", "b"), chosen, alone, 0)
 
 
 def test_a_group_follows_its_own_record_and_without_one_the_fleet():
@@ -104,6 +104,15 @@ def test_a_pair_that_is_never_wrong_is_taken():
     np.testing.assert_array_equal(fitted(sums)[2, 0, 0], PAIRS[7])
 
 
+def test_a_median_of_references_leaves_the_network_no_share():
+    sums = losses((0, 0), (0.2, 0), (0, 0), (0, 0.4))
+    sums["combine"] = np.repeat(sums["combine"], 2, axis=2)  # two levels, of which the first is P50
+    found = fitted(sums, alone=("b",))
+    np.testing.assert_allclose(found[:, 1, 0].sum(-1), 1)
+    np.testing.assert_array_equal(found[:, 1, 1], found[:, 0, 1])
+    assert (found[:, 0].sum(-1) < 1).all()
+
+
 def test_levels_move_by_their_groups_shares_and_are_put_in_order():
     windows, chosen = windows_of(1, 2, 1, 0, 5, 2), made()
     model = told(windows)
@@ -133,5 +142,7 @@ def test_nothing_is_shifted_unless_asked_for():
     assert task().calibrate({}) == {}
     with pytest.raises(UserError, match="combine: 'cpus_percent' is not a target .did you mean 'cpu_percent'"):
         task(score__combine="('cpus_percent',)")
+    with pytest.raises(UserError, match="reference_median: 'disk_percent' is not in score.combine"):
+        task(score__combine="('cpu_percent',)", score__reference_median="('disk_percent',)", data__season_steps="(5, 192)")
     with pytest.raises(UserError, match="season_steps=96 steps earlier, the network's past has data.context_steps=24"):
         task(score__combine="('cpu_percent',)")
