@@ -17,6 +17,7 @@ from jaxtrain import evaluate
 from jaxtrain.engine.run import open_run
 from jaxtrain.models.tft import TFT
 from jaxtrain.models.tft_import import import_weights
+from jaxtrain.tasks.tft import Task
 
 ROOT = Path(__file__).resolve().parents[2]
 K, TAU, WIDTH, HEADS = 12, 4, 8, 2
@@ -117,6 +118,7 @@ def test_a_converted_run_forecasts_as_the_network_does(files: Path, script: type
     network = TFT(imported.config, imported.variables, K, TAU, nnx.Rngs(0))
     for name, leaf in parameters(network).items():
         leaf[...] = jnp.asarray(imported.params[name])
+    assert isinstance(run.task, Task)
     _, inputs = run.task._inputs(batch)
     names = [IDS[int(g)] for g in _members(dataset, rows)]
     assert len(set(names)) == len(IDS)
