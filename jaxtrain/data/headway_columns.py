@@ -86,7 +86,7 @@ class Columns:
 
     def _instant(self, text: str, row: int, name: str) -> float:
         try:
-            stamp = datetime.fromisoformat(text.strip())
+            stamp = datetime.fromisoformat(text.strip().replace(" UTC", "Z"))  # as some databases write it
         except ValueError:
             raise UserError(f"{self.place(row, name)}: {text!r} is not a time; write it as 2025-10-06T07:30:00Z") from None
         if stamp.tzinfo is None:
@@ -94,15 +94,17 @@ class Columns:
         return stamp.astimezone(UTC).timestamp()
 
     def dates(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        """((n,) int32 code, (m,) unicode YYYY-MM-DD, ascending)."""
+        """((n,) int32 code, (m,) unicode YYYY-MM-DD, ascending); the file may also write 20251006, as timetables do."""
         codes, texts = self.codes(name)
+        found = []
         for code, text in enumerate(texts):
             try:
-                date.fromisoformat(text)
+                found.append(date.fromisoformat(text).isoformat())
             except ValueError:
                 row = int(np.argmax(codes == code))
                 raise UserError(f"{self.place(row, name)}: {str(text)!r} is not a date; write it as 2025-10-06") from None
-        return codes, texts
+        names, code = np.unique(np.array(found, np.str_), return_inverse=True)  # one day may be written in two ways
+        return code.astype(np.int32)[codes], names
 
     def walls(self, name: str, optional: bool = False) -> np.ndarray:
         """(n,) float64 local minutes of `HH:MM[:SS]`, which may pass 24:00; NaN for an empty cell."""
@@ -144,17 +146,23 @@ def _parquet(path: str, wanted: Sequence[str]) -> tuple[Any, list[str]]:
 
 
 def _csv(path: str) -> tuple[Any, list[str]]:
-    """Every cell as text: a trip 007 keeps its zeros."""
+    """Every cell as text: a trip 007 keeps its zeros. Columns may also be separated by semicolons or tabs."""
     import pyarrow as pa
     from pyarrow import csv
 
     try:
         with csv.open_csv(path) as file:
             found = file.schema.names
+        separator = next((mark for mark in ";\t" if len(found) == 1 and mark in found[0]), ",")
+        separated = csv.ParseOptions(delimiter=separator)
+        if separator != ",":
+            with csv.open_csv(path, parse_options=separated) as file:
+                found = file.schema.names
         texts = csv.ConvertOptions(column_types={name: pa.string() for name in found})
-        return csv.read_csv(path, convert_options=texts), found
+        return csv.read_csv(path, parse_options=separated, convert_options=texts), found
     except (pa.ArrowException, OSError, UnicodeDecodeError) as fault:
-        raise UserError(f"{path}: not a readable CSV file ({_reason(fault)}); expected {KINDS}") from None
+        remedy = "save it as UTF-8" if "UTF8" in str(fault) else f"expected {KINDS}"
+        raise UserError(f"{path}: not a readable CSV file ({_reason(fault)}); {remedy}") from None
 
 
 def _reason(fault: Exception) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from jaxtrain.data.headway_config import DataConfig
 from jaxtrain.data.headway_plan import check_clock, learn_plan, planned_minutes
-from jaxtrain.data.headway_stations import line_order
+from jaxtrain.data.headway_stations import left_out, line_order
 from jaxtrain.data.headway_tables import Facts, Line, Plan, Tables, Timetable
 from jaxtrain.data.headway_time import day_types, midnights
 from jaxtrain.errors import UserError
@@ -35,7 +35,7 @@ def learn(config: DataConfig, tables: Tables, training: Sequence[str]) -> Facts:
     travel = np.stack([order, order[::-1]][: len(directions)])
     stations = travel if config.align == "travel" else np.stack([order] * len(directions))
     plan, notes = learn_plan(config, tables, training, dict(zip(directions.tolist(), travel[:, 0].tolist(), strict=True)))
-    return Facts(directions, stations, plan, notes)
+    return Facts(directions, stations, plan, notes + left_out(tables, config, order))
 
 
 def rasterise(config: DataConfig, tables: Tables, facts: Facts) -> Line:

@@ -110,7 +110,7 @@ def _check_repeats(columns: Columns, rows: np.ndarray, time: np.ndarray, trip: n
         minutes = (time[order[at + 1]] - time[order[at]]) / 60
         also = columns.place(second, "trip").removeprefix(f"{columns.path}: ")
         raise UserError(f"{columns.place(first, 'trip')} and {also}: the same trip stops "
-                        f"twice at one station on one day, {minutes:.0f} min apart; give trips names of their own")  # fmt: skip
+                        f"twice at one station on one day, {minutes:.0f} min apart; give every run its own name")  # fmt: skip
     repeats = int(same.sum())
     return (f"{repeats} stops are reported twice; the earliest of each is kept",) if repeats else ()
 

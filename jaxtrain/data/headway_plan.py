@@ -13,6 +13,7 @@ from jaxtrain.errors import UserError
 LEAST_PAIRS = 20  # training trips that an origin's lag needs: fewer are short workings from mid-line
 COMMON_SHARE = 0.5  # of the training days of its day type on which a planned departure ran
 MAX_SHIFT_HOURS, SHIFT_MINUTES, SHIFT_GAIN = 12, 30, 0.1  # of the clock check
+MAX_LATE_MINUTES, MAX_EARLY_MINUTES = 20, 5  # of most trains: zones differ by 30 minutes and more
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ def learn_plan(config: DataConfig, tables: Tables, training: Sequence[str], entr
     trips = _training_trips(config, tables, training, entries)
     table = tables.timetable or _rebuilt(config, tables, training, trips)
     lags = _lags(tables, trips)
+    if config.check_clock:
+        _check_zone(config, tables, training, lags)
     departures = list(zip(table.direction.tolist(), table.origin.tolist(), strict=True))
     for direction, origin in sorted(set(departures) - set(lags)):
         if entries.get(direction) == origin:
@@ -71,6 +74,24 @@ def _lags(tables: Tables, trips: _Trips) -> dict[tuple[str, str], float]:
             if pairs.sum() >= LEAST_PAIRS:
                 lags[direction, origin] = float(np.median(trips.entry[pairs] - trips.departure[pairs]))
     return lags
+
+
+def _check_zone(config: DataConfig, tables: Tables, training: Sequence[str], lags: dict[tuple[str, str], float]) -> None:
+    """Raises UserError where scheduled departures and observed trains are hours apart, which a lag would hide from `check_clock`."""
+    remedy = "check data.timezone, or set data.check_clock=False"
+    names = np.append(tables.origins, "")[tables.origin]  # "" for an unknown origin
+    taught = np.isin(tables.service_dates, training)[tables.day]
+    rows = np.flatnonzero(taught & np.isfinite(tables.departure) & (tables.stations[tables.station] == names))
+    if len(rows) >= LEAST_PAIRS:
+        begin = midnights(tables.service_dates, config.timezone)[tables.day[rows]]
+        late = float(np.median((tables.time[rows] - begin) / 60 - tables.departure[rows]))
+        if abs(late) > MAX_LATE_MINUTES:
+            raise UserError(f"{tables.source}: trains are seen at their origin {abs(late):.0f} min {'after' if late > 0 else 'before'} the "
+                            f"scheduled departure (median of {len(rows)}); {remedy}")  # fmt: skip
+    for (direction, origin), lag in lags.items():
+        if lag < -MAX_EARLY_MINUTES:
+            raise UserError(f"{tables.source}: {direction} trains from {origin} reach the line {-lag:.0f} min before the scheduled "
+                            f"departure (median); {remedy}")  # fmt: skip
 
 
 def _rebuilt(config: DataConfig, tables: Tables, training: Sequence[str], trips: _Trips) -> Timetable:

@@ -8,6 +8,8 @@ from jaxtrain.data.headway_config import DataConfig
 from jaxtrain.data.headway_tables import Tables
 from jaxtrain.errors import UserError
 
+MAX_NAMED = 8  # stations shown in a note
+
 
 def line_order(config: DataConfig, tables: Tables, training: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """(directions (D,), stations (S,) in the travel order of direction 0), unicode.
@@ -61,10 +63,29 @@ def _trunk(config: DataConfig, tables: Tables, taught: np.ndarray) -> np.ndarray
     served = np.bincount(served_once % len(tables.stations), minlength=len(tables.stations)) / max(trips, 1)
     chosen = np.flatnonzero(served >= config.trunk_share)
     if len(chosen) < 2:
+        if len(tables.directions) > 1 and not _shared(tables).any():
+            raise UserError(f"{tables.source}: no station has trains of both directions ({', '.join(tables.stations[:3])}); give the "
+                            "platforms of one station the same name")  # fmt: skip
         best = ", ".join(f"{tables.stations[s]} {served[s]:.0%}" for s in np.argsort(-served)[:3])
         raise UserError(f"{tables.source}: fewer than 2 stations are served by {config.trunk_share:.0%} of the {trips} training trips "
                         f"(most: {best}); lower data.trunk_share or give data.stations")  # fmt: skip
     return chosen
+
+
+def _shared(tables: Tables) -> np.ndarray:
+    """(N,) bool: stations with arrivals of every direction."""
+    served = np.zeros((len(tables.stations), len(tables.directions)), bool)
+    served[tables.station, tables.direction] = True
+    return served.all(axis=1)
+
+
+def left_out(tables: Tables, config: DataConfig, order: np.ndarray) -> tuple[str, ...]:
+    """A note on the stations that a derived order (S,) leaves out."""
+    others = [name for name in tables.stations.tolist() if name not in set(order.tolist())]
+    if tables.order is not None or not others:
+        return ()
+    names = ", ".join(others[:MAX_NAMED]) + (f" and {len(others) - MAX_NAMED} more" if len(others) > MAX_NAMED else "")
+    return (f"stations of fewer than {config.trunk_share:.0%} of the training trips are left out: {names}",)
 
 
 def _seen_before(tables: Tables, chosen: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -123,6 +123,22 @@ FAULTS: dict[str, tuple[Make, str]] = {
         cell("service_date", "2025-01-08"),
         r"a\.csv: line 4, arrival_time: 2025-01-06T06:08:00\+00:00 belongs to 2025-01-06, but service_date is 2025-01-08; zone or serv",
     ),
+    "another zone": (
+        arrivals(service(), timezone="Asia/Kolkata"),
+        r"a\.csv: trains are seen at their origin 332 min after the scheduled departure \(median of 36\); check data\.timezone",
+    ),
+    "another zone, origins unseen": (
+        arrivals([{**r, "origin": f"Depot {r['direction']}"} for r in service(every=5)], timezone="America/New_York"),
+        r"a\.csv: (north|south) trains from Depot (north|south) reach the line 298 min before the scheduled departure .*data\.timezone",
+    ),
+    "platforms": (
+        arrivals([{**r, "station": f"{r['station']} {r['direction']}"} for r in service()]),
+        r"a\.csv: no station has trains of both directions \(Abbey north, .*\); give the platforms of one station the same name",
+    ),
+    "another alphabet": (
+        content("a.csv", "arrival_time,trip\n1,Gr\u00fcn\n".encode("latin-1")),
+        r"a\.csv: not a readable CSV file .*; save it as UTF-8",
+    ),
     "three directions": (
         arrivals([*service(), *train(600), {**train(600)[0], "direction": "west"}]),
         r"at most 2 directions, found 3 \(north 76, south 72, west 1 rows\)",

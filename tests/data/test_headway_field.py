@@ -176,7 +176,9 @@ def test_directions_are_aligned_with_travel(tmp_path):
 def test_stations_of_few_trips_are_left_out_and_only_training_counts(tmp_path):
     short = [r for day in days(2)[1:] for k in range(40) for r in train(600 + k, day=day, stations=("Dock", "Elm"))]
     changed, found = tables(tmp_path, service(2) + short, check_clock=False)
-    assert raster(changed, found, days(1)).stations[0].tolist() == list(STATIONS)
+    line = raster(changed, found, days(1))
+    assert line.stations[0].tolist() == list(STATIONS)
+    assert "stations of fewer than 90% of the training trips are left out: Elm" in line.notes
     with pytest.raises(UserError, match="Zoo"):
         learn(replace(changed, stations="s"), replace(found, order=np.array(["Abbey", "Zoo"])), days(1))
     with pytest.raises(UserError, match="trunk_share"):

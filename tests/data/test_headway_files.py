@@ -48,6 +48,23 @@ def test_offsets_are_honoured(tmp_path):
     assert stops(read(config(path=write(tmp_path / "a.csv", moved)))) == stops(tables(tmp_path, rows)[1])
 
 
+def test_dates_and_times_as_timetables_and_databases_write_them(tmp_path):
+    rows = service(2)
+    other = [{**r, "service_date": r["service_date"].replace("-", ""), "arrival_time": r["arrival_time"][:19].replace("T", " ") + " UTC"}
+             for r in rows]  # fmt: skip
+    other[0] = rows[0]  # one day, written in two ways
+    found = read(config(path=write(tmp_path / "a.csv", other)))
+    assert stops(found) == stops(read(config(path=write(tmp_path / "b.csv", rows))))
+    assert found.service_dates.tolist() == days(2)
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_columns_may_be_separated_otherwise(tmp_path, separator):
+    rows = service()
+    (tmp_path / "a.csv").write_text(open(write(tmp_path / "b.csv", rows)).read().replace(",", separator))
+    assert stops(read(config(path=str(tmp_path / "a.csv")))) == stops(read(config(path=str(tmp_path / "b.csv"))))
+
+
 def test_without_service_date_a_day_begins_at_its_start(tmp_path):
     rows = train(360) + [{**r, "trip": "late"} for r in train(1440 + 120)] + [{**r, "trip": "early"} for r in train(240, day="2025-01-07")]
     found = read(config(path=write(tmp_path / "a.csv", rows, HEADER[:4])))
