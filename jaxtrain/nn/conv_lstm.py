@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+CACHE_BYTES = 640 * 1024  # of the gates of one step, on CPU: half of a core's own cache
 CLIP = 20.0  # of a relu cell's state: unclipped it grows without bound
 State = tuple[jax.Array, jax.Array]  # h, c: rows (B, ..., S, X), float32
 
@@ -195,20 +196,26 @@ def _cell(z: jax.Array, c: jax.Array, how: How) -> tuple[jax.Array, jax.Array, j
 
 
 def _forward(x, kernel, recurrent, constant, h, c, how):  # type: ignore[no-untyped-def]
-    steps, dtype = len(x), recurrent.dtype
-    product = _product(kernel, recurrent, constant, how)
+    steps, dtype, size = len(x), recurrent.dtype, _together(x, kernel, how)
 
-    def step(carry: Any, t: jax.Array) -> tuple[Any, None]:
-        h, c, gates, hs, cs = carry
-        opened, c, h = _cell(product(_at(gates if how.hoisted else x, t), h), c, how)
-        return (h, c, _put(gates, opened, t), _put(hs, h, t + 1), _put(cs, c, t + 1)), None
+    def block(buffers: Any, first: jax.Array) -> tuple[Any, State]:
+        product = _product(kernel, recurrent, _examples(constant, x, first, size), how)
+
+        def step(carry: Any, t: jax.Array) -> tuple[Any, None]:
+            h, c, gates, hs, cs = carry
+            opened, c, h = _cell(product(_at(gates if how.hoisted else x, t, first, size), h), c, how)
+            return (h, c, _put(gates, opened, t, first), _put(hs, h, t + 1, first), _put(cs, c, t + 1, first)), None
+
+        start = *(jax.lax.dynamic_slice_in_dim(part, first, size) for part in (h, c)), *buffers
+        (h_last, c_last, *buffers), _ = jax.lax.scan(step, start, jnp.arange(steps), unroll=how.unroll)
+        return tuple(buffers), (h_last, c_last)
 
     # Hoisted, the gates' activations take the place of their inputs, step by step: one buffer less to fill, and to hold.
     gates = convolve(x, kernel) if how.hoisted else jnp.zeros((*x.shape[:-1], kernel.shape[-1]), dtype)
     hs = jnp.zeros((steps + 1, *h.shape), dtype).at[0].set(h.astype(dtype))
     cs = jnp.zeros((steps + 1, *c.shape), jnp.float32).at[0].set(c)
-    (h, c, gates, hs, cs), _ = jax.lax.scan(step, (h, c, gates, hs, cs), jnp.arange(steps), unroll=how.unroll)
-    return (hs[1:], (h, c)), (x, kernel, recurrent, constant, gates, hs, cs)
+    (gates, hs, cs), last = _over_blocks(block, (gates, hs, cs), x.shape[1], size)
+    return (hs[1:], last), (x, kernel, recurrent, constant, gates, hs, cs)
 
 
 def _backward(how, saved, cotangents):  # type: ignore[no-untyped-def]
@@ -217,38 +224,81 @@ def _backward(how, saved, cotangents):  # type: ignore[no-untyped-def]
     kh, width, _ = recurrent.shape
     both = jnp.concatenate([recurrent, kernel], axis=1)
 
-    def gates_gradient(d_h: jax.Array, d_c: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        d_h = d_h + _at(d_hs, t).astype(jnp.float32)
-        i, f, g, o = jnp.split(_at(gates, t).astype(jnp.float32), 4, axis=-1)
-        c = _at(cs, t + 1)
+    def gates_gradient(d_h: jax.Array, d_c: jax.Array, t: jax.Array, first: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+        d_h = d_h + _at(d_hs, t, first, size).astype(jnp.float32)
+        i, f, g, o = jnp.split(_at(gates, t, first, size).astype(jnp.float32), 4, axis=-1)
+        c = _at(cs, t + 1, first, size)
         a = _act(c, how.activation)
         d_c = d_c + d_h * o * _slope(a, how.activation)
         d_c = jnp.where(jnp.abs(c) < CLIP, d_c, 0) if how.activation == "relu" else d_c
-        d_z = [d_c * g * i * (1 - i), d_c * _at(cs, t) * f * (1 - f), d_c * i * _slope(g, how.activation), d_h * a * o * (1 - o)]
+        before = _at(cs, t, first, size)
+        d_z = [d_c * g * i * (1 - i), d_c * before * f * (1 - f), d_c * i * _slope(g, how.activation), d_h * a * o * (1 - o)]
         return jnp.concatenate(d_z, axis=-1).astype(recurrent.dtype), d_c * f
-
-    def step_hoisted(carry: State, t: jax.Array) -> tuple[State, jax.Array]:
-        d_z, d_c = gates_gradient(*carry, t)
-        return (_input_gradient(d_z, recurrent).astype(jnp.float32), d_c), d_z
-
-    def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
-        d_h, d_c, d_both, d_constant = carry
-        d_z, d_c = gates_gradient(d_h, d_c, t)
-        d_both = d_both + _kernel_gradient(jnp.concatenate([_at(hs, t), _at(x, t)], axis=-1), d_z, kh)
-        d_constant = d_constant + _summed(d_z, constant)
-        pulled = _input_gradient(d_z, both)
-        return (pulled[..., :width].astype(jnp.float32), d_c, d_both, d_constant), pulled[..., width:]
 
     order = {"xs": jnp.arange(len(x)), "reverse": True, "unroll": how.unroll}
     if how.hoisted:
+
+        def step_hoisted(carry: State, t: jax.Array) -> tuple[State, jax.Array]:
+            d_z, d_c = gates_gradient(*carry, t, jnp.int32(0), x.shape[1])
+            return (_input_gradient(d_z, recurrent).astype(jnp.float32), d_c), d_z
+
         (d_h, d_c), d_z = jax.lax.scan(step_hoisted, (d_h, d_c), **order)
         d_kernel, d_recurrent = _kernel_gradient(x, d_z, kh), _kernel_gradient(hs[:-1], d_z, kh)
         d_x, d_constant = _input_gradient(d_z, kernel), _summed(d_z, constant)
-    else:
-        start = d_h, d_c, jnp.zeros(both.shape, jnp.float32), jnp.zeros(constant.shape, jnp.float32)
-        (d_h, d_c, d_both, d_constant), d_x = jax.lax.scan(step, start, **order)
-        d_recurrent, d_kernel = d_both[:, :width], d_both[:, width:]
+        return _typed(d_x, d_kernel, d_recurrent, d_constant, d_h, d_c, saved)
+
+    size = _together(x, kernel, how)
+    own = _examples(constant, x, jnp.int32(0), size)  # what one block of examples hears of it
+
+    def block(sums: Any, first: jax.Array) -> tuple[Any, Any]:
+        def step(carry: Any, t: jax.Array) -> tuple[Any, None]:
+            d_h, d_c, d_both, d_constant, d_x = carry
+            d_z, d_c = gates_gradient(d_h, d_c, t, first, size)
+            heard = jnp.concatenate([_at(hs, t, first, size), _at(x, t, first, size)], axis=-1)
+            d_both, d_constant = d_both + _kernel_gradient(heard, d_z, kh), d_constant + _summed(d_z, own)
+            pulled = _input_gradient(d_z, both)
+            return (pulled[..., :width].astype(jnp.float32), d_c, d_both, d_constant, _put(d_x, pulled[..., width:], t, first)), None
+
+        d_both, d_x = sums
+        start = *(jax.lax.dynamic_slice_in_dim(part, first, size) for part in (d_h, d_c)), d_both, jnp.zeros(own.shape, jnp.float32), d_x
+        (d_h_first, d_c_first, d_both, d_constant, d_x), _ = jax.lax.scan(step, start, **order)
+        return (d_both, d_x), (d_h_first, d_c_first, d_constant)
+
+    sums = jnp.zeros(both.shape, jnp.float32), jnp.zeros(x.shape, x.dtype)
+    (d_both, d_x), (d_h, d_c, d_constant) = _over_blocks(block, sums, x.shape[1], size, shared=own.shape == constant.shape)
+    return _typed(d_x, d_both[:, width:], d_both[:, :width], d_constant, d_h, d_c, saved)
+
+
+def _typed(d_x, d_kernel, d_recurrent, d_constant, d_h, d_c, saved):  # type: ignore[no-untyped-def]
+    """Gradients of the arguments of `_scan`, in their types."""
+    _, kernel, recurrent, constant, *_ = saved
     return d_x, d_kernel.astype(kernel.dtype), d_recurrent.astype(recurrent.dtype), d_constant.astype(constant.dtype), d_h, d_c
+
+
+def _together(x: jax.Array, kernel: jax.Array, how: How) -> int:
+    """How many examples go through all steps together: all, or as many as leave a step's gates in a core's cache."""
+    examples = x.shape[1]
+    if how.hoisted or jax.device_count() > 1:  # a batch that is spread over devices is not cut again
+        return examples
+    gates = math.prod(x.shape[2:-1]) * kernel.shape[-1] * kernel.dtype.itemsize
+    return max((n for n in range(1, examples + 1) if examples % n == 0 and n * gates <= CACHE_BYTES), default=1)
+
+
+def _over_blocks(
+    block: Callable[[Any, jax.Array], tuple[Any, Any]], carry: Any, examples: int, size: int, shared: bool = False
+) -> tuple[Any, Any]:
+    """`block` for every `size` examples in turn; what it gives is put together again (of the last part the sum, if shared)."""
+    if size == examples:
+        return block(carry, jnp.int32(0))
+    carry, parts = jax.lax.scan(block, carry, jnp.arange(0, examples, size))
+    joined = [part.reshape(examples, *part.shape[2:]) for part in (parts[:-1] if shared else parts)]
+    return carry, (*joined, parts[-1].sum(0)) if shared else tuple(joined)
+
+
+def _examples(constant: jax.Array, x: jax.Array, first: jax.Array, size: int) -> jax.Array:
+    """The part of `constant` that these examples hear; all of it, if it does not differ between examples."""
+    differs = constant.ndim == x.ndim - 1 and constant.shape[0] == x.shape[1] > size
+    return jax.lax.dynamic_slice_in_dim(constant, first, size) if differs else constant
 
 
 _scan.defvjp(_forward, _backward)
@@ -265,12 +315,15 @@ def _summed(x: jax.Array, like: jax.Array) -> jax.Array:
     return total.reshape(shape[:leading] + x.shape[leading:]).reshape(like.shape)
 
 
-def _at(x: jax.Array, t: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(x, t, keepdims=False)
+def _at(x: jax.Array, t: jax.Array, first: jax.Array, size: int) -> jax.Array:
+    """Step t of `size` examples from `first` on."""
+    zeros = (jnp.int32(0),) * (x.ndim - 2)
+    return jax.lax.dynamic_slice(x, (t, first, *zeros), (1, size, *x.shape[2:]))[0]
 
 
-def _put(x: jax.Array, value: jax.Array, t: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(x, value.astype(x.dtype), t, 0)
+def _put(x: jax.Array, value: jax.Array, t: jax.Array, first: jax.Array) -> jax.Array:
+    zeros = (jnp.int32(0),) * (x.ndim - 2)
+    return jax.lax.dynamic_update_slice(x, value.astype(x.dtype)[None], (t, first, *zeros))
 
 
 def _act(x: jax.Array, activation: str) -> jax.Array:

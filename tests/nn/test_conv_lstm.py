@@ -1,5 +1,6 @@
 """The cell against a textbook: 2-D convolutions of x and h, one step after another, differentiated by JAX."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -99,6 +100,36 @@ def test_outputs_gradients_and_one_adam_step(
     adam = optax.adam(1e-3)
     step = jax.jit(lambda params, g: optax.apply_updates(params, adam.update(g, adam.init(params))[0]))
     close(step(args[0], found_gradients[0]), step(args[0], gradients[0]), 1e-5)
+
+
+@pytest.mark.parametrize("kernel, activation", [((3, 3), "relu"), ((3, 1), "tanh")])
+def test_blocks_of_examples_change_nothing(monkeypatch: pytest.MonkeyPatch, kernel: tuple[int, int], activation: str) -> None:
+    """Constants of every example and of all, states given, gradients of everything, last states too."""
+    r = np.random.default_rng(0)
+    lead, width, gates = ((5,), 6, 24) if kernel[1] > 1 else ((2, 5), 3, 12)
+
+    def array(*size: int) -> jax.Array:
+        return jnp.asarray(r.normal(size=size), jnp.float32)
+
+    x, state = array(STEPS, 6, *lead, 4), (array(6, *lead, width), array(6, *lead, width))
+    arguments = x, array(3, 4, gates), array(3, width, gates)
+    how = How(activation, hoisted=False, unroll=1)
+
+    def loss(x: Any, kernel: Any, recurrent: Any, constant: Any, state: Any) -> Any:
+        found, last = conv_lstm(x, kernel, recurrent, constant, state, how)
+        return sum(jnp.sum(part * jnp.cos(jnp.arange(part.size).reshape(part.shape))) for part in (found, *last)), (found, last)
+
+    bytes_of_one = math.prod(lead) * gates * 4
+    for constant in (array(gates), array(1, *lead, gates), array(6, *lead, gates)):
+        results, ran = [], []
+        for together in (6, 2, 1):
+            monkeypatch.setattr("jaxtrain.nn.conv_lstm.CACHE_BYTES", together * bytes_of_one)
+            run = jax.jit(jax.value_and_grad(lambda *a: loss(*a), argnums=(0, 1, 2, 3, 4), has_aux=True))
+            ran.append(str(jax.make_jaxpr(run)(*arguments, constant, state)).count(f"f32[{together},{','.join(map(str, lead))},{gates}]"))
+            results.append(run(*arguments, constant, state))
+        assert all(ran), "steps run on so many examples"
+        close(results[1], results[0], 1e-5)
+        close(results[2], results[0], 1e-5)
 
 
 def test_relu_states_are_clipped_to_20() -> None:
