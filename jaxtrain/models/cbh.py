@@ -18,6 +18,7 @@ from jaxtrain.models.cbh_head import FrameAttention, FrameGRU, Head
 from jaxtrain.models.cbh_variants import MeanFrame
 from jaxtrain.nn.dropout import Dropout, Source
 from jaxtrain.nn.film import FiLM
+from jaxtrain.nn.stored import stored
 
 POOLINGS = 3
 CHOICES = {
@@ -124,7 +125,7 @@ class Network(nnx.Module):
         """Features (B, T, D) and map (B, T, h, w) of every frame."""
         # Drawn for all frames at once: the same masks whether frames go together, each, or each twice.
         shape = x.shape[:2]
-        kept = tuple(self.dropout(jnp.ones((*shape, count)), rngs=rngs) for count in self.config.channels)
+        kept = tuple(stored(self.dropout(jnp.ones((*shape, count)), rngs=rngs)) for count in self.config.channels)
         film = None if self.film is None else self.film(sun)
         if self.config.frames == "together":
             return encode_together(self.encoder, x, film, kept)

@@ -106,9 +106,13 @@ def _padded(x: jax.Array) -> jax.Array:
 
 def _neighbours(padded: jax.Array) -> jax.Array:
     """All 3 x 3 windows of padded maps (N, H + 2, W + 2, I), each as one row: (N H W, 9 I)."""
-    height, width = padded.shape[1] - 2, padded.shape[2] - 2
-    parts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return jnp.concatenate(parts, axis=-1).reshape(-1, 9 * padded.shape[3])
+    height, width, inputs = padded.shape[1] - 2, padded.shape[2] - 2, padded.shape[3]
+    if inputs <= FEW:  # neighbours in a row, then rows: fewer pieces to copy (a third of the time; with more channels three times slower)
+        row = jnp.concatenate([padded[:, :, j : j + width] for j in range(3)], axis=-1)
+        parts = [row[:, i : i + height] for i in range(3)]
+    else:
+        parts = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    return jnp.concatenate(parts, axis=-1).reshape(-1, 9 * inputs)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

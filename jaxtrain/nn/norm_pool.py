@@ -67,7 +67,9 @@ def _forward(x: jax.Array, m: Modulation, groups: int, slope: float) -> tuple[tu
     rate = jax.lax.rsqrt(var + EPSILON)
     kept = _Kept(x, _picked(x, m.scale * m.gain), center - m.conv_bias, rate, mean, m)
     u = _normed(kept)
-    y = (_wide(m.gain) * _leaky(_wide(m.scale) * u + _wide(m.bias), slope) + _wide(m.offset)).astype(x.dtype)
+    v = _wide(m.scale) * u + _wide(m.bias)
+    # A choice between two maps comes last, for the reason given in `_spread`.
+    y = jnp.where(v >= 0, _wide(m.gain) * v + _wide(m.offset), _wide(slope * m.gain) * v + _wide(m.offset)).astype(x.dtype)
     moments = Moments(center, var) if groups else Moments(center[0], var[0])
     return (y, moments), kept
 
@@ -81,9 +83,7 @@ def _backward(groups: int, slope: float, kept: _Kept, cotangents: tuple[jax.Arra
     sums = [jnp.sum(part, (1, 2)) for part in (dy, dy * _leaky(v, slope), dv, dv * u)]
     along, across = (_pooled_over(m.scale * part, groups) / (x.shape[1] * x.shape[2]) for part in sums[2:])
     du = dv * _wide(m.scale) / _ties(x, kept.picked)
-    dx = kept.rate[:, None, None] * (
-        _unpooled(du, x, kept.picked) - along[:, None, None] - (x.astype(jnp.float32) - _wide(kept.center)) * _wide(kept.rate * across)
-    )
+    dx = _spread(kept.rate[:, None, None] * du, kept, kept.rate * along, kept.rate**2 * across)
     away = (kept.mean - kept.center) * kept.rate  # mean of the normalised map over places
     dbias = kept.rate * (m.scale * sums[2] - x.shape[1] * x.shape[2] * (along + away * across))
     return dx.astype(x.dtype), Modulation(
@@ -103,8 +103,10 @@ def _pooled_over(moment: jax.Array, groups: int) -> jax.Array:
     """The mean of (N, C) over what is normalised together, as (1, C) for batch norm or (N, C)."""
     if not groups:
         return jnp.mean(moment, 0, keepdims=True)
-    grouped = jnp.mean(moment.reshape(len(moment), groups, -1), -1)
-    return jnp.repeat(grouped, moment.shape[1] // groups, 1)
+    size = moment.shape[1] // groups
+    # As a product: on CPU a repetition would be worked out again at every pixel.
+    share = jnp.repeat(jnp.repeat(jnp.eye(groups), size, 0), size, 1) / size
+    return jnp.matmul(moment, share, precision=jax.lax.Precision.HIGHEST)
 
 
 def _wide(per_channel: jax.Array) -> jax.Array:
@@ -156,9 +158,22 @@ def _ties(x: jax.Array, picked: jax.Array) -> jax.Array:
     return sum((corner == picked).astype(jnp.float32) for corner in _corners(x))  # pyright: ignore[reportReturnType]
 
 
-def _unpooled(du: jax.Array, x: jax.Array, picked: jax.Array) -> jax.Array:
-    """du (N, h, w, C) at the picked values of x, 0 elsewhere: (N, H, W, C)."""
+def _spread(du: jax.Array, kept: _Kept, level: jax.Array, tilt: jax.Array) -> jax.Array:
+    """du (N, h, w, C) at the picked values of x, 0 elsewhere, less level + tilt (x - center): (N, H, W, C).
+
+    The difference of two whole maps comes last: XLA does it once, whereas it repeats, in every use, what reads one map alone.
+    """
+    x, picked = kept.x, kept.picked
     examples, height, width, channels = picked.shape
     even = x[:, : 2 * height, : 2 * width].reshape(examples, height, 2, width, 2, channels)
-    spread = jnp.where(even == picked[:, :, None, :, None], du[:, :, None, :, None], 0).reshape(examples, 2 * height, 2 * width, channels)
-    return jnp.pad(spread, ((0, 0), (0, x.shape[1] - 2 * height), (0, x.shape[2] - 2 * width), (0, 0)))
+    spread = jnp.where(even == picked[:, :, None, :, None], du[:, :, None, :, None], 0)
+    if even.size == x.size:
+        level, tilt, center = (part[:, None, None, None, None] for part in (level, tilt, kept.center))
+        return (spread - (level + tilt * (even.astype(jnp.float32) - center))).reshape(x.shape)
+    spread = jnp.pad(spread.reshape(examples, 2 * height, 2 * width, channels), _edge(x.shape[1:3], height, width))
+    return spread - (_wide(level) + _wide(tilt) * (x.astype(jnp.float32) - _wide(kept.center)))
+
+
+def _edge(size: tuple[int, ...], height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """What pads maps of 2 height x 2 width to `size`."""
+    return (0, 0), (0, size[0] - 2 * height), (0, size[1] - 2 * width), (0, 0)

@@ -13,6 +13,7 @@ from flax import nnx
 
 from jaxtrain.engine.config import nearest
 from jaxtrain.errors import UserError
+from jaxtrain.nn.stored import stored
 
 GAIN, OFFSET = 0.1, 0.5  # own: standard deviations of gain and of offset in pixel standard deviations: the unknown camera
 SEED_RANGE = 0.2  # seed: gain and offset are uniform within it
@@ -56,12 +57,14 @@ def draw(config: AugmentConfig, rngs: nnx.Rngs, shape: tuple[int, ...], *, mirro
         gain, offset = jax.random.normal(level, (2, windows)) * jnp.array([[GAIN], [OFFSET]])
     else:
         gain, offset = jax.random.uniform(level, (2, windows), minval=-SEED_RANGE, maxval=SEED_RANGE)
-    across, along = jax.random.uniform(mirror, (2, windows)) < MIRROR * chance * mirrors
+    gain, offset = stored(jnp.stack([1 + strength * gain, strength * offset], 1)).T
+    chosen = jax.random.uniform(mirror, (2, windows)) < MIRROR * chance * mirrors
+    across, along = stored(chosen.T.astype(jnp.float32)).T > 0.5
     along = along & (config.kind == "own" and frames % 2 == 1)
     kept = None
     if config.kind == "seed":
         kept = 1.0 - boxes(box, windows, height, width) * (jax.random.uniform(rngs.default(), (windows, 1, 1)) < SEED_ERASE * chance)
-    return View(1 + strength * gain, strength * offset, across, along, kept)
+    return View(gain, offset, across, along, kept)
 
 
 def boxes(key: jax.Array, windows: int, height: int, width: int) -> jax.Array:
