@@ -12,6 +12,7 @@ Needs torch; without it it prints one line and exits with code 2.
 # pyright: reportMissingImports=false
 
 import argparse
+import itertools
 import json
 import math
 import sys
@@ -174,12 +175,13 @@ def check(path: str) -> dict[str, float]:
 def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Time whole steps on tensors in memory: train = a random batch, forward, huber, backward, clip, AdamW; infer = forward alone."""
     allocator = "keep" if options.allocator == "keep" and keep_freed_memory() else "default"
-    torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
     rows = max(options.rows, options.batch)
     frames = torch.randn(rows, options.temporal_frames, options.inputs, options.height, options.width)
     sun, target = torch.randn(rows, options.sun), torch.randn(rows)
-    for mode in options.mode:
+    name = "eager, channels last" if options.channels_last else "eager"
+    for mode, threads in itertools.product(options.mode, options.threads):
+        torch.set_num_threads(threads)
         network = Network(options)
         if options.channels_last:
             network = network.to(memory_format=torch.channels_last)
@@ -204,7 +206,7 @@ def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 cpu.append(time.process_time() - cpu_started)
         wall, cpu = wall[options.warmup :], cpu[options.warmup :]
         yield {
-            "program": "eager, channels last" if options.channels_last else "eager", "mode": mode, "batch": options.batch,
+            "program": f"{name}, {threads} thread{'s' * (threads > 1)}", "mode": mode, "batch": options.batch,
             "parameters": sum(value.numel() for value in network.parameters()), "steps": options.steps,
             "wall_s": {"median": float(np.median(wall)), "min": min(wall), "max": max(wall)}, "cpu_s": float(np.median(cpu)),
             "windows_per_s": options.batch / float(np.median(wall)), "frames": options.frames, "torch": torch.__version__,
@@ -231,13 +233,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--frames", choices=("each", "together"), default="together")
     sizes = {"batch": 20, "temporal-frames": 5, "height": 32, "width": 48, "inputs": 2, "sun": 3, "film-hidden": 256}
     switches = {"gate": 0, "position": 1, "temporal": 1, "remat": 0, "channels-last": 1}
-    for name, default in {**sizes, **switches, "rows": 64, "steps": 10, "warmup": 2, "threads": 1, "seed": 0}.items():
+    for name, default in {**sizes, **switches, "rows": 64, "steps": 10, "warmup": 2, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--threads", nargs="+", type=int, default=[2, 1], help="each is measured")
     parser.add_argument("--allocator", choices=("keep", "default"), default="keep", help="keep freed memory (faster), or as glibc comes")
     options = parser.parse_args(arguments)
     if options.check and not Path(options.check).is_file():
         parser.error(f"no file {options.check}")
-    if min(options.steps, options.threads, options.batch) < 1:
+    if min(options.steps, *options.threads, options.batch) < 1:
         parser.error("--steps, --threads and --batch must be at least 1")
     return options
 

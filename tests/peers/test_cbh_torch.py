@@ -56,10 +56,11 @@ def test_frames_each_equal_together(peer):
     peer.torch.testing.assert_close(each(frames, sun), together(frames, sun))
 
 
-def test_bench_prints_one_line_per_mode(peer, capsys):
-    assert peer.main(["--bench", *TINY]) == 0
+def test_bench_prints_one_line_per_mode_and_number_of_threads(peer, capsys):
+    assert peer.main(["--bench", *TINY, "--threads", "2", "1"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [line["mode"] for line in lines] == ["train", "infer"]
+    assert [(line["mode"], line["threads"]) for line in lines] == [("train", 2), ("train", 1), ("infer", 2), ("infer", 1)]
+    assert [line["program"].split(", ")[-1] for line in lines] == ["2 threads", "1 thread"] * 2
     for line in lines:
         wall = line["wall_s"]
         assert 0 < wall["min"] <= wall["median"] <= wall["max"] and line["cpu_s"] > 0
