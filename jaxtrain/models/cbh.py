@@ -14,7 +14,7 @@ from flax import nnx
 
 from jaxtrain.errors import UserError
 from jaxtrain.models.cbh_encoder import GROUPS, Encoded, Encoder, encode_each, encode_together
-from jaxtrain.models.cbh_head import FrameAttention, FrameGRU, Head
+from jaxtrain.models.cbh_head import FrameAttention, FrameGRU, FrameStates, Head
 from jaxtrain.models.cbh_variants import MeanFrame
 from jaxtrain.nn.dropout import Dropout, Source
 from jaxtrain.nn.film import FiLM
@@ -22,7 +22,7 @@ from jaxtrain.nn.stored import stored
 
 POOLINGS = 3
 CHOICES = {
-    "variant": ("attention", "cnn", "gru"),
+    "variant": ("attention", "cnn", "gru", "ssm"),
     "intensity": ("frame", "both"),
     "norm": ("batch", "group"),
     "film": ("none", "plain", "identity"),
@@ -36,7 +36,7 @@ CHOICES = {
 class Config:
     """The network; CHOICES lists the words allowed."""
 
-    variant: str  # attention; gru: its last state instead of attention over frames; cnn: the mean of the frames, no angles
+    variant: str  # attention over frames; instead of it gru: its last state, ssm: state spaces' mean; cnn: the frames' mean, no angles
     channels: tuple[int, ...]  # of the three blocks
     dense: tuple[int, ...]  # of the head
     film_hidden: int
@@ -93,13 +93,14 @@ class Network(nnx.Module):
         self.encoder = Encoder(config, channels, dtype=dtype, rngs=rngs)
         self.film = _film(config, sun, dtype, rngs) if config.film != "none" else None
         self.dropout = Dropout(config.dropout[0])
-        self.gru = FrameGRU(features, dtype=dtype, rngs=rngs) if config.variant == "gru" else None
+        mixers = {"gru": FrameGRU, "ssm": FrameStates}
+        self.mixer = mixers[config.variant](features, dtype=dtype, rngs=rngs) if config.variant in mixers else None
         weighed = config.variant == "attention" and config.temporal_attention
         self.attention = FrameAttention(features, frames, config.position, dtype=dtype, rngs=rngs) if weighed else None
         self.head = Head(config, features, dtype=dtype, rngs=rngs)
 
     def __call__(self, inputs: Mapping[str, jax.Array], rngs: Source | None = None, explain: bool = False) -> dict[str, jax.Array]:
-        """{y}: standardised height (B,) float32; with `explain` also frame_weights (B, T), NaN where a GRU reads the frames, and map.
+        """{y}: standardised height (B,) float32; with `explain` also frame_weights (B, T), NaN with gru and ssm, and map.
 
         inputs: frames (B, T, H, W, C) and sun (B, S), both standardised float32. map (B, T, h, w): the nadir pool's weights, else the
         pixel gate; absent where the network has neither. rngs: the source of dropout; not needed in a deterministic view.
@@ -133,8 +134,8 @@ class Network(nnx.Module):
 
     def combine(self, features: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Features (B, T, D) -> the window's context (B, D), and the weights of its frames (B, T)."""
-        if self.gru is not None:
-            return self.gru(features), jnp.full(features.shape[:2], jnp.nan)
+        if self.mixer is not None:
+            return self.mixer(features), jnp.full(features.shape[:2], jnp.nan)
         weights = _even(features) if self.attention is None else self.attention(features)
         return jnp.einsum("bt,btd->bd", weights, features), weights
 

@@ -1,4 +1,4 @@
-"""From the frames' vectors to one height: attention over frames or a GRU, then a dense head."""
+"""From the frames' vectors to one height: attention over frames, a GRU or state spaces, then a dense head."""
 
 from typing import Any
 
@@ -8,11 +8,16 @@ from flax import nnx
 
 from jaxtrain.errors import UserError
 from jaxtrain.models.cbh_encoder import SLOPE
+from jaxtrain.nn.draws import Draws
 from jaxtrain.nn.dropout import Dropout, Source
+from jaxtrain.nn.layers import Seeds
 from jaxtrain.nn.linear import Linear
 from jaxtrain.nn.norm import BatchNorm
 from jaxtrain.nn.norm_pool import EPSILON
+from jaxtrain.nn.s4d import S4DLayer
 
+STATES = 16  # of a state space per feature
+STEPS = (0.05, 1.0)  # its time step, in frames: windows are short
 XAVIER = nnx.initializers.glorot_normal()
 
 
@@ -47,6 +52,19 @@ class FrameGRU(nnx.Module):
 
         ahead = jnp.moveaxis(self.inputs(f).astype(jnp.float32), 1, 0)
         return jax.lax.scan(step, jnp.zeros_like(f[:, 0]), ahead)[0]
+
+
+class FrameStates(nnx.Module):
+    """The mean over t of a layer of diagonal state spaces, one per feature, both ways over f (B, T, D): (B, D) float32."""
+
+    def __init__(self, features: int, *, dtype: Any, rngs: nnx.Rngs):
+        self.layer = S4DLayer(
+            features, STATES, 0.0, Seeds(Draws.of(rngs.params())), dtype=dtype, init="lin", bidirectional=True, conv="toeplitz",
+            dt_range=STEPS,
+        )  # fmt: skip
+
+    def __call__(self, f: jax.Array) -> jax.Array:
+        return self.layer(f).astype(jnp.float32).mean(1)
 
 
 class Head(nnx.Module):

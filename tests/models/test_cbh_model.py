@@ -33,6 +33,7 @@ SAME = {**REFERENCE, **TINY, "remat": False}
 @pytest.mark.parametrize("base, changes, count", [
     (REFERENCE, {}, 536_846), (REFERENCE, SMALL, 143_886), (DEFAULT, {}, 145_188), (DEFAULT, DEMO, 41_876),
     (REFERENCE, {"variant": "cnn"}, 468_481), (REFERENCE, {**SMALL, "variant": "cnn"}, 117_505), (REFERENCE, {"variant": "gru"}, 897_805),
+    (REFERENCE, {"variant": "ssm"}, 536_846 - 33_025 + 54 * 256 + 2 * 256**2),
 ])  # fmt: skip
 def test_parameters(base: dict[str, Any], changes: dict[str, Any], count: int) -> None:
     assert parameters(abstract(base, window=5, **changes)) == count
@@ -91,6 +92,7 @@ def test_frames_together_equal_each_with_group_norm() -> None:
 
 @pytest.mark.parametrize("changes", [
     {"variant": "cnn"}, pytest.param({"variant": "gru", "pool": "nadir"}, marks=pytest.mark.slow),
+    pytest.param({"variant": "ssm"}, marks=pytest.mark.slow),
     pytest.param({"temporal_attention": False, "film": "none"}, marks=pytest.mark.slow),
     pytest.param({"spatial_attention": False, "norm": "group", "frames": "together"}, marks=pytest.mark.slow),
 ])  # fmt: skip
@@ -101,7 +103,7 @@ def test_any_mix_runs(changes: dict[str, Any]) -> None:
     assert found["y"].shape == (3,) and found["y"].dtype == jnp.float32 and bool(jnp.isfinite(found["y"]).all())
     weights = found["frame_weights"]
     assert weights.shape == (3, 3)
-    assert bool(jnp.isnan(weights).all()) if changes.get("variant") == "gru" else np.allclose(weights.sum(1), 1)
+    assert bool(jnp.isnan(weights).all()) if changes.get("variant") in ("gru", "ssm") else np.allclose(weights.sum(1), 1)
     expected = (3, 3, 1, 1) if changes.get("pool") == "nadir" else (3, 3, 9, 10)
     has = changes.get("variant") != "cnn" and changes.get("spatial_attention", True)
     assert found["map"].shape == expected if has else "map" not in found
@@ -142,6 +144,14 @@ def test_frame_order_is_seen_through_the_position_alone() -> None:
         features = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 16)), jnp.float32)
         moved = float(jnp.abs(model.combine(features)[0] - model.combine(features[:, ::-1])[0]).max())
         assert (moved > 1e-3) == seen
+
+
+@pytest.mark.parametrize("variant", ["gru", "ssm"])
+def test_recurrent_variants_hear_the_order_of_frames(variant: str) -> None:
+    model = evaluating(network(SAME, variant=variant))
+    features = jax.random.normal(jax.random.key(1), (3, 3, TINY["channels"][-1]))
+    forward, reversed_ = (model.combine(f)[0] for f in (features, features[:, ::-1]))
+    assert forward.shape == features[:, 0].shape and float(jnp.abs(forward - reversed_).max()) > 1e-3
 
 
 def test_the_nadir_moves_through_the_frames() -> None:
