@@ -68,11 +68,28 @@ def test_a_kill_inside_either_phase_changes_no_bit(command, finished, tmp_path, 
     time.sleep(0.02)
     process.kill()
     process.communicate()
-    command("main", *SMOKE, "--workdir", tmp_path / "run")
+    assert_ends_the_same(command, finished[0], tmp_path / "run")
+
+
+def test_a_kill_between_the_phases_changes_no_bit(command, finished, tmp_path):
+    first, second = (tmp_path / "run" / phase for phase in PHASES)
+    process = command.start("main", *SMOKE, "--workdir", tmp_path / "run")
+    assert after_line(process, "pretrain step 2")
+    while not (first / "2").exists() and process.poll() is None:  # renamed once it is complete
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert (first / "2").exists() and not (second / "3").exists()
+    assert_ends_the_same(command, finished[0], tmp_path / "run")
+
+
+def assert_ends_the_same(command: Command, finished: Path, workdir: Path) -> None:
+    """The same command again ends where the run ended that was never interrupted."""
+    command("main", *SMOKE, "--workdir", workdir)
     for phase in PHASES:
-        assert_same(checkpoint(tmp_path / "run" / phase), checkpoint(finished[0] / phase))
-    assert rows(tmp_path / "run") == rows(finished[0])
-    assert summary(tmp_path / "run")["test"] == summary(finished[0])["test"]
+        assert_same(checkpoint(workdir / phase), checkpoint(finished / phase))
+    assert rows(workdir) == rows(finished)
+    assert summary(workdir)["test"] == summary(finished)["test"]
 
 
 def test_a_flight_is_served_and_scored(command, finished, tmp_path):
