@@ -76,7 +76,7 @@ def _shared(tables: Tables) -> np.ndarray:
     """(N,) bool: stations with arrivals of every direction."""
     served = np.zeros((len(tables.stations), len(tables.directions)), bool)
     served[tables.station, tables.direction] = True
-    return served.all(axis=1)
+    return np.asarray(served.all(axis=1))
 
 
 def left_out(tables: Tables, config: DataConfig, order: np.ndarray) -> tuple[str, ...]:
