@@ -35,6 +35,7 @@ def test_a_row_holds_what_the_table_shows(benchmark, call: str, placement: str) 
     assert row["copy_bytes_per_s"] > 1e8 and row["bytes_per_step"] > 0
 
 
+@pytest.mark.slow
 def test_members_trained_together_stand_beside_the_lone_run(benchmark) -> None:
     values = configs.load(str(ROOT / "tests/sixth/configs/tides.py"), {})
     rows = [benchmark.measure(values, steps=3, infer=False, members=members) for members in (1, 3)]

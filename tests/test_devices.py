@@ -121,6 +121,7 @@ def test_two_processes_train_like_one(command: Command, one_device: Path, tmp_pa
     assert (tmp_path / "run" / "figures" / "first.png").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_one_goes_on(command: Command, one_device: Path, tmp_path: Path) -> None:
     two = Two(command, *PLAIN, "--workdir", tmp_path / "run")
     assert after_line(two.processes[0], "train step", 2)

@@ -12,7 +12,7 @@ from sixth_problem import ROOT, SIXTH
 
 from jaxtrain.engine.config import ENGINE_SECTIONS
 
-COMMANDS = ("main", "validate", "evaluate", "predict")
+COMMANDS = ("main", "validate", "population", "evaluate", "predict")
 JAX = {"jax", "flax", "optax", "orbax", "grain"}
 # Folder (or "commands") -> modules of this package it may import, beside its own folder and jaxtrain.errors.
 ALLOWED = {
@@ -94,23 +94,24 @@ def test_a_forbidden_import_is_found(tmp_path: Path, folder: str, line: str) -> 
 def unread(classes: Iterable[type], texts: Iterable[str]) -> list[str]:
     """Fields that no expression `something.field` reads outside the class, nor inside it a method that is used outside."""
     trees = [ast.parse(text) for text in texts]
+    reads = {found for tree in trees for found in _reads(tree, frozenset())}
+    bodies = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
     result = []
     for cls in classes:
-        read = {name for tree in trees for name in _reads(tree, cls.__name__)}
-        bodies = [n for tree in trees for n in ast.walk(tree) if isinstance(n, ast.ClassDef) and n.name == cls.__name__]
-        methods = [m for body in bodies for m in body.body if isinstance(m, ast.FunctionDef) and m.name in read]
-        read |= {name for method in methods for name in _reads(method, "")}
+        read = {name for name, inside in reads if cls.__name__ not in inside}
+        own = [node for body in bodies if body.name == cls.__name__ for node in body.body]
+        methods = [node for node in own if isinstance(node, ast.FunctionDef) and node.name in read]
+        read |= {name for method in methods for name, _ in _reads(method, frozenset())}
         result += [f"{cls.__name__}.{f.name}" for f in dataclasses.fields(cls) if f.name not in read]
     return result
 
 
-def _reads(node: ast.AST, skipped: str) -> Iterator[str]:
+def _reads(node: ast.AST, inside: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
+    """(attribute, names of the classes around it) of everything that is read."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef) and child.name == skipped:
-            continue
         if isinstance(child, ast.Attribute) and isinstance(child.ctx, ast.Load):
-            yield child.attr
-        yield from _reads(child, skipped)
+            yield child.attr, inside
+        yield from _reads(child, inside | {child.name} if isinstance(child, ast.ClassDef) else inside)
 
 
 def sections() -> list[type]:

@@ -77,6 +77,7 @@ def assert_all_train(gradients):
         assert np.isfinite(value).all() and np.abs(value).max() > 0, path
 
 
+@pytest.mark.slow
 def test_every_parameter_has_a_gradient_at_the_start(predict):
     outputs, gradients = predict[0](problem.inputs())
     assert_all_train(gradients)

@@ -121,6 +121,7 @@ def test_broken_files_are_one_line(tmp_path: Path, name: str, content: bytes, pa
     assert name in str(fault.value) and "\n" not in str(fault.value)
 
 
+@pytest.mark.slow
 def test_a_converted_run_forecasts(tmp_path: Path, graph: Path, script: types.ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     np.savez(tmp_path / "w.npz", **earlier_state(8, 2, 1, 8))  # type: ignore[arg-type]
     arguments = ["--weights", str(tmp_path / "w.npz"), "--data", str(graph), "--workdir", str(tmp_path / "run"), "--out-steps", "4"]
@@ -134,6 +135,7 @@ def test_a_converted_run_forecasts(tmp_path: Path, graph: Path, script: types.Mo
     assert script.main(arguments) == 2 and "not empty" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_evaluate_of_a_converted_run_reads_the_table_again(
     tmp_path: Path, script: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -98,6 +98,7 @@ def steps() -> tuple[Step, Step, Any]:
     return ours, reference, (params, adam.init(params), inputs, target)
 
 
+@pytest.mark.slow
 def test_step() -> None:
     ours, reference, start = steps()
     found, expected = ours(*start), reference(*start)

@@ -105,6 +105,7 @@ def command(files: Path, workdir: Path, weights: str = "weights.npz", **more: An
     return ["--weights", str(files / weights), "--data", str(files / "electricity.csv"), "--workdir", str(workdir), *settings]
 
 
+@pytest.mark.slow
 def test_a_converted_run_forecasts_as_the_network_does(files: Path, script: types.ModuleType, tmp_path: Path, capsys: Any) -> None:
     assert script.main(command(files, tmp_path / "run")) == 0
     assert "hidden 8, 2 heads, 1 static, 0 observed, 3 known, 1 targets" in capsys.readouterr().out

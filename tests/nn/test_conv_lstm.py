@@ -102,7 +102,7 @@ def test_outputs_gradients_and_one_adam_step(
     close(step(args[0], found_gradients[0]), step(args[0], gradients[0]), 1e-5)
 
 
-@pytest.mark.parametrize("kernel, activation", [((3, 3), "relu"), ((3, 1), "tanh")])
+@pytest.mark.parametrize("kernel, activation", [pytest.param((3, 3), "relu", marks=pytest.mark.slow), ((3, 1), "tanh")])
 def test_blocks_of_examples_change_nothing(monkeypatch: pytest.MonkeyPatch, kernel: tuple[int, int], activation: str) -> None:
     """Constants of every example and of all, states given, gradients of everything, last states too."""
     r = np.random.default_rng(0)
