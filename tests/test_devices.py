@@ -140,7 +140,7 @@ def test_one_process_stops_and_two_go_on(command: Command, one_device: Path, tmp
     assert_close(tmp_path / "run", one_device)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_run_both_phases_with_sharded_parameters_and_start_from_a_run(command: Command, tmp_path: Path) -> None:
     first = tmp_path / "first"
     command("main", *BASE, "--workdir", first)

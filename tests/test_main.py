@@ -116,7 +116,7 @@ def test_kill_at_five_more_moments_with_either_placement(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("placement", ["device", "host"])
+@pytest.mark.parametrize("placement", ["device", pytest.param("host", marks=pytest.mark.long)])
 def test_kill_the_traffic_system_at_random_moments(command: Command, tmp_path: Path, placement: str) -> None:
     arguments = ("--config", "configs/stmgt.py:smoke", f"--config.train.placement={placement}", "--config.report.figures=false",
                  "--config.eval.every=2st", "--config.data.synthetic.days=3")  # fmt: skip

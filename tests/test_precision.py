@@ -7,7 +7,7 @@ import sixth_problem
 from sixth_problem import checkpoint, rows, summary
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_traffic_system_trains_in_bfloat16(command: sixth_problem.Command, tmp_path: Path) -> None:
     arguments = ("--config", "configs/stmgt.py:smoke", "--config.report.figures=false", "--config.data.synthetic.days=3",
                  "--config.train.duration=60st", "--config.optimizer.decay=60st")  # fmt: skip

@@ -142,7 +142,7 @@ def test_dropout_needs_keys_but_for_a_deterministic_view():
         jax.eval_shape(lambda: run(False))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_recomputing_levels_changes_no_mask():
     config = replace(problem.SMOKE, objective="generate", s4_layers=2)
     found = [problem.program(replace(config, remat=remat))[0](problem.inputs("generate"))[1] for remat in ("none", "levels")]

@@ -138,7 +138,7 @@ def test_unobserved_targets_and_future_do_not_enter() -> None:
     np.testing.assert_array_equal(model(given).means, model(bare).means)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_remat_changes_nothing() -> None:
     given = batch()
     found = []

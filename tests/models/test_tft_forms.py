@@ -71,7 +71,7 @@ def test_the_anchor_is_the_last_known_value() -> None:
     np.testing.assert_allclose(forward({**x, "last": last}), plain + last[:, None, :, None], atol=2e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_remat_changes_no_slope() -> None:
     x, slopes = inputs(), []
     for remat in ("none", "vsn"):
@@ -81,7 +81,7 @@ def test_remat_changes_no_slope() -> None:
     assert len(jax.tree.leaves(slopes[0])) > 50 and K + TAU == 10
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_masks_hold_in_bfloat16() -> None:
     x, found = inputs(), []
     x["past_mask"][0] = False  # a history of which nothing is known

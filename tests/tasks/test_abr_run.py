@@ -54,6 +54,7 @@ def test_the_smoke_preset_from_data_to_table(tmp_path: Path) -> None:
     assert by_hand["denoised_uv"].shape == (12, 200)
 
 
+@pytest.mark.long
 def test_drawing_waveforms_from_training_to_file(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     run("main", "--config", f"{CONFIG}:generate+smoke", "--workdir", str(workdir))

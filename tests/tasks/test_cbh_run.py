@@ -112,6 +112,7 @@ def test_a_flight_is_served_and_scored(command, finished, tmp_path):
     assert "mae_km/blocked" in command("evaluate", "--workdir", workdir).out
 
 
+@pytest.mark.long
 def test_every_flight_is_held_out_once(command, tmp_path):
     command("validate", "--config", f"{CONFIG}:smoke+honest", "--config.train.duration=2st", "--config.optimizer.decay=2st",
             "--config.report.figures=false", "--config.data.synthetic.label_factor=1.0", "--folds", "leave_one_out:2",
