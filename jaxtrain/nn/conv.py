@@ -49,10 +49,16 @@ def _convolution(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=LAYOUT)
 
 
+@jax.custom_batching.sequential_vmap
+def _one_after_the_other(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One convolution; under `vmap` with a kernel each as many, which together would be one in groups: slower than all of them."""
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT)
+
+
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
     inputs, outputs = kernel.shape[2:]
     if inputs > FEW:
-        return _convolution(x, kernel)
+        return _one_after_the_other(x, kernel)
     return (_neighbours(_padded(x)) @ kernel.reshape(9 * inputs, outputs)).reshape(*x.shape[:-1], outputs)
 
 
@@ -74,8 +80,7 @@ def kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
         return _by_strips(x, dy)
     # Channels as examples, examples as channels; without the barrier the transposes would be folded into a slow convolution.
     rows, kernels = jax.lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
-    found = jax.lax.conv_general_dilated(rows, kernels, (1, 1), ((1, 1), (1, 1)), dimension_numbers=LAYOUT)
-    return found.transpose(1, 2, 0, 3)
+    return _one_after_the_other(rows, kernels).transpose(1, 2, 0, 3)
 
 
 def _by_strips(x: jax.Array, dy: jax.Array) -> jax.Array:
