@@ -165,6 +165,11 @@ class Checkpoints:
         )
 
 
+def holds_checkpoint(folder: Path) -> bool:
+    """Whether anything complete was saved there: a run that was killed before that leaves an empty folder."""
+    return folder.is_dir() and any(p.name.isdigit() for p in folder.iterdir())
+
+
 def _served(state: TrainState) -> dict[str, Params]:
     return {"params": state.params, "model_state": state.model_state, "ema": state.ema}
 

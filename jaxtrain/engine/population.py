@@ -15,11 +15,11 @@ import numpy as np
 
 from jaxtrain.engine import config as configs
 from jaxtrain.engine import profile, report, steps
-from jaxtrain.engine.checkpoint import Checkpoints
+from jaxtrain.engine.checkpoint import Checkpoints, holds_checkpoint
 from jaxtrain.engine.clock import Clock, Meter, Stop
 from jaxtrain.engine.loop import Result, Rhythm, TrainLogs, monitored, rhythm
 from jaxtrain.engine.program import Program, compiled_facts, prepare, restore_or_initialise, start_up
-from jaxtrain.engine.run import CONFIG, SUMMARY, save_statistics
+from jaxtrain.engine.run import CONFIG, SUMMARY, checkpoint_folder, save_statistics
 from jaxtrain.engine.standing import Standing, guard, observe
 from jaxtrain.engine.start import start_jax
 from jaxtrain.engine.testing import Part, draw
@@ -95,10 +95,13 @@ def train_and_test_members(
     """The members' summaries, None when interrupted."""
     progress = report.Progress()
     part = prepare_parts(named[0][1], phases[0])[0]
-    carried = initial_weights(named[0][1], part)
+    trained = [holds_checkpoint(checkpoint_folder(folder, own, 0)) for folder, own in zip(folders, phases, strict=True)]
+    # Once all of them have checkpoints of their own, the run they started from may be gone.
+    carried = None if all(trained) else initial_weights(named[0][1], part)
     locks, made = [], []
+    for folder, has in zip(folders, trained, strict=True):
+        check_statistics(folder, part.task.statistics, has)
     for (name, changed), folder, own in zip(named, folders, phases, strict=True):
-        check_statistics(folder, part.task.statistics, (folder / "checkpoints").exists())
         folder.mkdir(parents=True, exist_ok=True)
         locks.append(hold(folder))
         report.write_json(folder / CONFIG, changed)
@@ -130,9 +133,10 @@ def common_step(members: Sequence[Member]) -> int | None:
     """The newest step that every member still in training has saved; what lies beyond is deleted. None: none has any."""
     training = [m for _, m in live(members)]
     common = min((m.checkpoints.latest() or -1 for m in training), default=-1)  # -1: killed before each had saved for the first time
+    without = [m for m in training if common >= 0 and common not in m.checkpoints.steps()]
+    if without:
+        raise UserError(f"{without[0].folder}: has no checkpoint of step {common}, which the others go on from; start in a new folder")
     for member in training:
-        if common >= 0 and common not in member.checkpoints.steps():
-            raise UserError(f"{member.folder}: has no checkpoint of step {common}, which the others go on from; start in a new folder")
         member.checkpoints.discard_after(common)
     return common if common >= 0 else None
 

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtrain.data.dataset import Dataset, Splits, Statistics
 from jaxtrain.engine import config as configs
 from jaxtrain.engine import optimizer, profile, report, steps
-from jaxtrain.engine.checkpoint import Checkpoints, check_leaves
+from jaxtrain.engine.checkpoint import Checkpoints, check_leaves, holds_checkpoint
 from jaxtrain.engine.clock import Clock, Stop
 from jaxtrain.engine.course import course
 from jaxtrain.engine.feed import check_weights
@@ -56,7 +56,7 @@ def train_and_test(values: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     with Stop() as stop:
         parts = prepare_parts(values, phases)
         statistics = parts[-1].task.statistics
-        trained = [checkpoint_folder(workdir, phases, part.number).exists() for part in parts]
+        trained = [holds_checkpoint(checkpoint_folder(workdir, phases, part.number)) for part in parts]
         check_statistics(workdir, statistics, any(trained))
         # Once the run has checkpoints of its own, the run it started from may be gone.
         carried = None if any(trained) else initial_weights(values, parts[0])

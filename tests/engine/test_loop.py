@@ -1,5 +1,6 @@
 """Whole small runs in this process: early stopping, weights from another run, bad data, profile, frozen parameters."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ def test_init_from_starts_with_the_other_runs_weights(tmp_path: Path) -> None:
     run(tmp_path / "first")
     first = jaxtrain.load(tmp_path / "first")
     still = {"optimizer__lr": 0.0, "optimizer__weight_decay": 0.0, "train__duration": "1st", "init_from": tmp_path / "first"}
+    (tmp_path / "second" / "checkpoints").mkdir(parents=True)  # killed once before it had saved anything
+    (tmp_path / "second" / "config.json").write_text(json.dumps(sixth_problem.values(**still)))
     run(tmp_path / "second", **still)
     second = jaxtrain.load(tmp_path / "second")
     assert_same({k: np.asarray(v) for k, v in first.params.items()}, {k: np.asarray(v) for k, v in second.params.items()})
