@@ -20,6 +20,9 @@ def start_jax(*, distributed: bool = True) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    # A program's temporaries are allocated where it runs. In a thread of XLA glibc maps what is larger than 64 MiB anew at every
+    # call, page by page; in this one it is kept (below). The loop has nothing to do meanwhile on a CPU anyway.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if distributed:
         start_distributed()
     if jax.default_backend() == "cpu":
