@@ -3,13 +3,14 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxtrain.engine.config import OptimizerConfig, duration
+from jaxtrain.engine.packing import Packing
 from jaxtrain.engine.state import Params
 from jaxtrain.errors import UserError
 
@@ -79,11 +80,33 @@ def rules(params: Params, groups: Sequence[Any]) -> dict[str, Rule]:
     return result
 
 
-def direction(config: OptimizerConfig, params: Params, groups: Sequence[Any]) -> optax.GradientTransformation:
+class Transform(NamedTuple):
+    """What makes a direction of descent of a gradient; both functions take {path: array} and keep moments of packed arrays."""
+
+    init: Callable[[Params], Any]
+    update: Callable[[Params, Any, Params], tuple[Params, Any]]  # gradient, state, parameters -> direction, state
+
+
+def direction(config: OptimizerConfig, params: Params, groups: Sequence[Any]) -> Transform:
     """Gradient -> descent direction before the learning rate: clip, precondition, decoupled decay, group rates.
 
-    The step subtracts `rate * direction`; so the rate is known where it is used and needs no place in the state.
+    The step subtracts `rate * direction`; so the rate is known where it is used and needs no place in the state. Everything here goes
+    by element or by the norm of all: small arrays of one rule are packed into one, or their updates would be half of a program.
     """
+    each = rules(params, groups)
+    packing = Packing.of(params, each)
+    rule = packing.rules(each)
+    transform = _by_element(config, rule)
+
+    def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
+        found, state = transform.update(packing.pack(grads), state, packing.pack(params))
+        return packing.unpack(cast(Any, found)), state
+
+    return Transform(lambda params: transform.init(packing.pack(params)), update)
+
+
+def _by_element(config: OptimizerConfig, rule: dict[str, Rule]) -> optax.GradientTransformation:
+    """The chain of optax for arrays with these rules."""
     b1, b2 = config.betas
     precondition = {
         "adamw": optax.scale_by_adam(b1, b2, config.eps),
@@ -91,7 +114,6 @@ def direction(config: OptimizerConfig, params: Params, groups: Sequence[Any]) ->
         "sgd": optax.trace(config.momentum) if config.momentum else optax.identity(),
         "lion": optax.scale_by_lion(b1, b2),
     }[config.name]
-    rule = rules(params, groups)
     parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
     decay = optax.add_decayed_weights(config.weight_decay, mask={k: r.weight_decay for k, r in rule.items()})
     if config.name == "adam":  # the classic L2 penalty enters before the moments
@@ -114,11 +136,10 @@ class Master(NamedTuple):
     inner: Any
 
 
-def apply(transform: optax.GradientTransformation, grads: Params, opt_state: Any, params: Params, rate: jax.Array) -> tuple[Params, Any]:
+def apply(transform: Transform, grads: Params, opt_state: Any, params: Params, rate: jax.Array) -> tuple[Params, Any]:
     """(new params, new optimizer state); with a Master state the float32 copy is updated and then rounded."""
     original = opt_state.params if isinstance(opt_state, Master) else params
     inner = opt_state.inner if isinstance(opt_state, Master) else opt_state
-    steps: Any
     steps, inner = transform.update(grads, inner, original)
     updated = {k: original[k] - rate * steps[k] for k in original}
     if isinstance(opt_state, Master):

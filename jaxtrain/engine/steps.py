@@ -20,7 +20,7 @@ PRECISIONS = {  # name -> (stored parameters, computation)
 }
 
 
-def initial_state(params: Params, model_state: Params, transform: optax.GradientTransformation, *, precision: str, ema: bool) -> TrainState:
+def initial_state(params: Params, model_state: Params, transform: opt.Transform, *, precision: str, ema: bool) -> TrainState:
     """Step 0. With `bfloat16` the parameters are rounded and the optimizer keeps the float32 originals.
 
     EMA and master copies are arrays of their own: the state is donated to every step, and one buffer cannot go twice.
@@ -49,7 +49,7 @@ def weights(state: TrainState) -> Params:
 def train_call(
     task: Task,
     template: Template,
-    transform: optax.GradientTransformation,
+    transform: opt.Transform,
     rate: opt.Schedule,
     gather: Gather | None,
     *,
@@ -100,16 +100,21 @@ def train_call(
         grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
         norm = optax.global_norm(grads)
         lr = rate(state.step - first_step) * rate_scale
-        params, opt_state = opt.apply(transform, grads, state.opt_state, state.params, lr)
-        average = {}
-        if ema:
-            decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-            latest = opt_state.params if isinstance(opt_state, opt.Master) else params
-            average = {k: decay * v + (1 - decay) * latest[k] for k, v in state.ema.items()}
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        new = (params, model_state, opt_state, average)
-        old = (state.params, state.model_state, state.opt_state, state.ema)
-        params, model_state, opt_state, average = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+
+        def move(grads: Params, model_state: Params) -> Any:
+            params, opt_state = opt.apply(transform, grads, state.opt_state, state.params, lr)
+            average = {}
+            if ema:
+                decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+                latest = opt_state.params if isinstance(opt_state, opt.Master) else params
+                average = {k: decay * v + (1 - decay) * latest[k] for k, v in state.ema.items()}
+            return params, model_state, opt_state, average
+
+        def stay(grads: Params, model_state: Params) -> Any:
+            return state.params, state.model_state, state.opt_state, state.ema
+
+        params, model_state, opt_state, average = _either(finite, move, stay, grads, model_state)
         skipped = 1.0 - finite
         logs = {**{k: jnp.where(finite, v, 0.0) for k, v in logs.items()}, "loss": loss, "grad_norm": norm, "lr": lr, "skipped": skipped}
         logs = {k: jnp.asarray(v, jnp.float32) for k, v in logs.items()}
@@ -132,6 +137,17 @@ def train_call(
         return jax.lax.fori_loop(0, count, body, (state, {k: jnp.zeros((slots,), jnp.float32) for k in shapes}))
 
     return jax.jit(call, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _either(choice: jax.Array, one: Callable[..., Any], other: Callable[..., Any], *operands: Any) -> Any:
+    """What one or the other makes of the operands.
+
+    On CPU a branch, whose operands are in memory: packing small arrays is then a copy, not one loop over everything that made
+    them. Elsewhere both are computed and chosen from: a branch would wait for the host.
+    """
+    if jax.default_backend() == "cpu":
+        return jax.lax.cond(choice, one, other, *operands)
+    return jax.tree.map(lambda a, b: jnp.where(choice, a, b), one(*operands), other(*operands))
 
 
 def population_call(call: Callable[..., Any]) -> Callable[..., Any]:

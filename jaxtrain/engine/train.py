@@ -228,6 +228,8 @@ def check_phase(task: Task, phase: configs.Phase, splits: Splits) -> Layout:
         if len(dataset) == 0:
             raise UserError(f"data: the {name} split is empty; change the fractions, gaps or window lengths")
     train = phase.engine.train
+    if train.batch > len(splits.train):
+        raise UserError(f"config.train.batch {train.batch}: more than the {len(splits.train)} training examples; set it to at most that")
     devices = layout(train.batch, phase.engine.eval.batch, train.accumulate)
     optimizer.schedule(phase.engine.optimizer, len(splits.train) / train.batch)
     check_weights(splits.train)
