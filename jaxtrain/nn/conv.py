@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 FEW = 2  # input channels up to which nine shifted copies and one product beat a convolution on CPU (1.2 to 2.5 times, measured)
-LARGE = 4096  # pixels above which the kernel's gradient is summed by strips on CPU (1.5 to 1.9 times faster than over whole frames)
-STRIP = 3200  # pixels of a strip, at most; a longer single row is a strip too
+STRIP = 60_000  # pixels times channels, of input and output together, of a strip at most; a longer single row is a strip too
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
@@ -76,29 +75,45 @@ def kernel_gradient(x: jax.Array, dy: jax.Array) -> jax.Array:
     inputs, outputs = x.shape[-1], dy.shape[-1]
     if inputs <= FEW:
         return (_neighbours(_padded(x)).T @ dy.reshape(-1, outputs)).reshape(3, 3, inputs, outputs)
-    if x.shape[1] * x.shape[2] > LARGE:
-        return _by_strips(x, dy)
-    # Channels as examples, examples as channels; without the barrier the transposes would be folded into a slow convolution.
-    rows, kernels = jax.lax.optimization_barrier((x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)))
-    return _one_after_the_other(rows, kernels).transpose(1, 2, 0, 3)
+    return _by_strips(x, dy)
 
 
 def _by_strips(x: jax.Array, dy: jax.Array) -> jax.Array:
-    """The kernel's gradient as a sum over strips of rows, each a product of what stays in the cache."""
+    """The kernel's gradient as a sum over strips, whole examples or rows of one, each a product of what stays in the cache.
+
+    Three rows of x side by side, times three columns of dy side by side, have all nine shifts: six copies instead of nine.
+    """
     examples, height, width, inputs = x.shape
     outputs = dy.shape[-1]
-    rows = max(count for count in range(1, height + 1) if height % count == 0 and (count == 1 or count * width <= STRIP))
-    padded = _padded(x)
+    pixels = STRIP // (inputs + outputs)
+    rows = _divisor(height, pixels // width)
+    count = _divisor(examples, pixels // (height * width)) if rows == height else 1
+    # Each part is a copy of its own: a copy that is made value by value inside another loop takes several times as long.
+    alone = jax.lax.optimization_barrier
 
     def add(total: jax.Array, strip: jax.Array) -> tuple[jax.Array, None]:
-        place = (strip // (height // rows), strip % (height // rows) * rows, 0, 0)
-        near = _neighbours(jax.lax.dynamic_slice(padded, place, (1, rows + 2, width + 2, inputs)))
-        part = jax.lax.dynamic_slice(dy, place, (1, rows, width, outputs)).reshape(-1, outputs)
-        # The barrier makes the transpose a copy: a product that reads it in place is slower, by a quarter with 64 outputs.
-        return total + jnp.matmul(jax.lax.optimization_barrier(part.T), near, preferred_element_type=jnp.float32), None
+        example, row = strip // (height // rows) * count, strip % (height // rows) * rows
 
-    total, _ = jax.lax.scan(add, jnp.zeros((outputs, 9 * inputs)), jnp.arange(examples * height // rows))
-    return total.T.reshape(3, 3, inputs, outputs)
+        def part(maps: jax.Array, row: jax.Array, rows: int) -> jax.Array:
+            return jax.lax.dynamic_slice(maps, (example, row, 0, 0), (count, rows, *maps.shape[2:]))
+
+        # Rows from the neighbouring strips, not a padded copy of x: padding whole maps takes as long as their product.
+        above = jnp.where(row > 0, part(x, jnp.maximum(row - 1, 0), 1), 0)
+        below = jnp.where(row + rows < height, part(x, jnp.minimum(row + rows, height - 1), 1), 0)
+        tall = alone(jnp.concatenate([above, part(x, row, rows), below], axis=1))
+        wide = alone(jnp.pad(part(dy, row, rows), ((0, 0), (0, 0), (1, 1), (0, 0))))
+        over = alone(jnp.concatenate([tall[:, i : i + rows] for i in range(3)], axis=-1)).reshape(-1, 3 * inputs)
+        beside = alone(jnp.concatenate([wide[:, :, 2 - j : 2 - j + width] for j in range(3)], axis=-1)).reshape(-1, 3 * outputs)
+        return total + jnp.matmul(over.T, beside, preferred_element_type=jnp.float32), None
+
+    strips = examples // count * (height // rows)
+    total, _ = jax.lax.scan(add, jnp.zeros((3 * inputs, 3 * outputs)), jnp.arange(strips))
+    return total.reshape(3, inputs, 3, outputs).transpose(0, 2, 1, 3)
+
+
+def _divisor(of: int, most: int) -> int:
+    """The largest divisor up to `most`, or 1."""
+    return max(count for count in range(1, of + 1) if of % count == 0 and (count == 1 or count <= most))
 
 
 _on_cpu = jax.custom_vjp(_product)
