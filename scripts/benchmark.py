@@ -297,7 +297,7 @@ def render(result: Mapping[str, Any]) -> str:
         if r["members"] > 1:
             text += f"\n{cost_of_members(r, result['rows'])}"
     if result["peers"]:
-        head = ["peer", "wall ms", "min", "max", "CPU ms", "samples/s", "wall / ours", "CPU / ours"]
+        head = ["peer", "wall ms", "min", "max", "CPU ms", "samples/s", "memory", "wall / ours", "CPU / ours"]
         text += "\n\n" + table([head, *map(peer_row(result), result["peers"])])
     return text
 
@@ -318,7 +318,7 @@ def cost_of_members(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
 
 def peer_row(result: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], list[str]]:
     """A peer's row, with the ratios to our fastest float32 program."""
-    from jaxtrain.engine.report import number
+    from jaxtrain.engine.report import format_bytes, number
 
     ours = min((r for r in result["rows"] if r["precision"] == "float32" and r["members"] == 1), key=lambda r: r["step_s"]["median"])
     ours_wall = {"train": ours["step_s"]["median"], "infer": ours.get("infer_s", {}).get("median")}
@@ -328,7 +328,8 @@ def peer_row(result: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], list[st
         times = [number(1e3 * wall[k]) for k in ("median", "min", "max")]
         ratio = f"{wall['median'] / ours_wall[mode]:.2f}" if ours_wall.get(mode) else "-"
         cpu = f"{peer['cpu_s'] / ours['cpu_s']:.2f}" if mode == "train" else "-"
-        return [f"{peer['program']}, {mode}", *times, number(1e3 * peer["cpu_s"]), number(peer["windows_per_s"]), ratio, cpu]
+        memory = format_bytes(peer["peak_memory_bytes"]) if "peak_memory_bytes" in peer else "-"
+        return [f"{peer['program']}, {mode}", *times, number(1e3 * peer["cpu_s"]), number(peer["windows_per_s"]), memory, ratio, cpu]
 
     return row
 

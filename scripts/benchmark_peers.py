@@ -1,7 +1,8 @@
 """The peers of `scripts/peers`: other programs for the same job, asked to time the sizes of a config.
 
 A peer runs in a process and an interpreter of its own and prints one JSON line per measurement:
-program, mode (train | infer | input), batch, parameters, wall_s {median, min, max} and cpu_s per step, windows_per_s.
+program, mode (train | infer | input), batch, parameters, wall_s {median, min, max} and cpu_s per step, windows_per_s, and where it
+says so peak_memory_bytes, the most that its process had held until then.
 """
 
 import json
@@ -118,7 +119,8 @@ def _abr(values: Values, statistics: Statistics, folder: Path) -> Sizes:
     """The function of ours: both S4 directions, all heads and cross-attention, whatever the config leaves out."""
     names = ("objective", "channels", "res_blocks", "s4_layers", "s4_state", "transformer_layers", "bottleneck_layers", "head_width")
     names += ("ffn_factor", "cond_width", "dropout", "film_dropout")
-    return {"bench": (), **{name.replace("_", "-"): values["model"][name] for name in names}}
+    sizes = {name.replace("_", "-"): values["model"][name] for name in names}
+    return {"bench": (), **sizes, "accumulate": values["train"]["accumulate"]}
 
 
 def _cbh(values: Values, statistics: Statistics, folder: Path) -> Sizes:

@@ -27,7 +27,7 @@ try:
     import torch
     import torch.nn.functional as F
     from abr_torch_network import CLASSES, SAMPLES, STATICS, Network, Sizes, load
-    from allocator import keep_freed_memory
+    from allocator import keep_freed_memory, peak_memory_bytes
     from torch import Tensor, nn
 except ModuleNotFoundError as missing:
     if __name__ != "__main__":
@@ -85,8 +85,9 @@ def check(weights_path: str, io_path: str, options: argparse.Namespace) -> Itera
             yield {"program": program, "missing": sorted(set(found) ^ set(outputs)), **differences}
 
 
-def step_times(network: Network, source: Iterator[Any], mode: str, warmup: int, steps: int) -> dict[str, Any]:
-    """Time whole steps, input included: train = forward, loss, backward, clip, AdamW; infer = forward alone."""
+def step_times(network: Network, source: Iterator[Any], mode: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Time whole steps, input included: train = forward, loss, backward (part by part), clip, AdamW; infer = forward alone."""
+    warmup, steps, parts = options.warmup, options.steps, options.accumulate
     network.train(mode == "train")
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=0.01)
     wall, cpu, wait = [], [], []
@@ -95,10 +96,13 @@ def step_times(network: Network, source: Iterator[Any], mode: str, warmup: int, 
             started, cpu_started = time.perf_counter(), time.process_time()
             inputs, targets = next(source)
             waited = time.perf_counter() - started
-            found = network(inputs)
-            if mode == "train":
+            if mode == "infer":
+                network(inputs)
+            else:
                 optimizer.zero_grad()
-                loss(found, targets).backward()
+                for part in range(parts):
+                    found = network({name: value[part::parts] for name, value in inputs.items()})
+                    (loss(found, {name: value[part::parts] for name, value in targets.items()}) / parts).backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
             wall.append(time.perf_counter() - started)
@@ -120,7 +124,7 @@ def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for mode in options.mode:
             torch.manual_seed(options.seed)
             network = Network(sizes_of(options, program))
-            times = step_times(network, batches(options), mode, options.warmup, options.steps)
+            times = step_times(network, batches(options), mode, options)
             yield {
                 "program": program,
                 "mode": mode,
@@ -131,6 +135,7 @@ def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 "steps": options.steps,
                 **times,
                 "windows_per_s": options.batch / times["wall_s"]["median"],
+                "peak_memory_bytes": peak_memory_bytes(),
                 "torch": torch.__version__,
                 "threads": torch.get_num_threads(),
                 "allocator": allocator,
@@ -150,6 +155,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         if isinstance(field.default, int | float):
             parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--accumulate", type=int, default=1, help="parts of a training batch")
     parser.add_argument("--rows", type=int, default=2048, help="records of noise")
     parser.add_argument("--steps", type=int, default=5, help="measured steps")
     parser.add_argument("--warmup", type=int, default=2, help="steps before the clock counts")

@@ -25,7 +25,7 @@ try:
     import numpy as np
     import torch
     import torch.utils.checkpoint
-    from allocator import keep_freed_memory
+    from allocator import keep_freed_memory, peak_memory_bytes
     from torch import Tensor, nn
     from torch.nn import functional as F
 except ModuleNotFoundError as missing:
@@ -210,6 +210,7 @@ def bench(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "parameters": sum(value.numel() for value in network.parameters()), "steps": options.steps,
             "wall_s": {"median": float(np.median(wall)), "min": min(wall), "max": max(wall)}, "cpu_s": float(np.median(cpu)),
             "windows_per_s": options.batch / float(np.median(wall)), "frames": options.frames, "torch": torch.__version__,
+            "peak_memory_bytes": peak_memory_bytes(),
             "threads": torch.get_num_threads(), "allocator": allocator,
         }  # fmt: skip
 
