@@ -141,7 +141,8 @@ def measure(values: Mapping[str, Any], steps: int, infer: bool, members: int = 1
         state, scale = stack_members([p.initialise() for p in programs]), np.ones(members, np.float32)
         key = jax.vmap(jax.random.key)(np.arange(members) + train.seed)
     began = time.perf_counter()
-    call = compile_call(program, key) if members == 1 else population.compile_call(program, state, members, key)
+    counted = profile.flops_per_step(task.flops_per_example(), train.batch, None)
+    call = compile_call(program, key) if members == 1 else population.compile_call(program, state, members, key, counted)
     compile_seconds = time.perf_counter() - began
     for each in programs:
         each.feed.start(0)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,15 @@ from jaxtrain.errors import UserError
 SHORT = {"train__duration": "40st", "optimizer__decay": "40st", "eval__every": "10st", "optimizer__name": "sgd", "optimizer__lr": 0.05}
 
 
-@pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["together", "in turn"])
+def together(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A whole population; while its tests run, others go through their steps as it does."""
     folder = tmp_path_factory.mktemp("population")
-    population.train_population(sixth_problem.values(**SHORT), 3, (), folder)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "in turn":
+            patch.setattr(population.steps, "BUSY", -1.0)
+        population.train_population(sixth_problem.values(**SHORT), 3, (), folder)
+        yield folder
 
 
 @pytest.mark.parametrize("seed", [0, 2])

@@ -169,7 +169,7 @@ def train_members(members: Sequence[Member], carried: Any, progress: report.Prog
     call = None
     if step < due.end and live(members):
         with clock.measure("compile"):
-            call = compile_call(first.program, state, len(members), keys)
+            call = compile_call(first.program, state, len(members), keys, step_flops(first))
         facts |= compiled_facts(task, engine.train, call)
         progress.say(start_up(first.program, first.part.splits, layout, first.part.phase, facts, clock))
         progress.say(f"members     {len(members)} in one program: {', '.join(m.name for m in members)}")
@@ -244,12 +244,17 @@ def live(members: Sequence[Member]) -> list[tuple[int, Member]]:
     return [(number, member) for number, member in enumerate(members) if not member.standing.stopped]
 
 
-def compile_call(program: Program, state: Any, members: int, keys: jax.Array) -> Any:
-    """The program of all members for these shapes."""
+def step_flops(member: Member) -> float | None:
+    """Floating-point operations of one member's step, None where nobody counted them."""
+    return profile.flops_per_step(member.part.task.flops_per_example(), member.part.phase.engine.train.batch, None)
+
+
+def compile_call(program: Program, state: Any, members: int, keys: jax.Array, flops: float | None) -> Any:
+    """The program of all members for these shapes; flops: of one member's step."""
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), program.inputs)
     count, scales = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((members,), jnp.float32)
-    return steps.population_call(program.call).lower(abstract, program.arrays, inputs, count, scales, keys).compile()
+    return steps.population_call(program.call, flops).lower(abstract, program.arrays, inputs, count, scales, keys).compile()
 
 
 def settle(members: Sequence[Member], pending: tuple[int, int, Any] | None, clock: Clock) -> None:

@@ -19,6 +19,8 @@ PRECISIONS = {  # name -> (stored parameters, computation)
     "bfloat16": (jnp.bfloat16, jnp.bfloat16),
 }
 
+BUSY = 1e8  # floating-point operations of a step beyond which two cores gain nothing from other members (measured between 3e7 and 2e9)
+
 
 def initial_state(params: Params, model_state: Params, transform: opt.Transform, *, precision: str, ema: bool) -> TrainState:
     """Step 0. With `bfloat16` the parameters are rounded and the optimizer keeps the float32 originals.
@@ -150,12 +152,18 @@ def _either(choice: jax.Array, one: Callable[..., Any], other: Callable[..., Any
     return jax.tree.map(lambda a, b: jnp.where(choice, a, b), one(*operands), other(*operands))
 
 
-def population_call(call: Callable[..., Any]) -> Callable[..., Any]:
+def population_call(call: Callable[..., Any], flops_per_step: float | None) -> Callable[..., Any]:
     """`train_call`'s program for several members at once: `(states, arrays, inputs, count, rate_scales, keys)`; states are donated.
 
-    States, inputs, rate scales and keys have a leading axis of members; arrays and count are shared.
+    States, inputs, rate scales and keys have a leading axis of members; arrays and count are shared. Members go through every operation
+    together; on CPU, where a step of one keeps the cores busy already, one after the other in the same program.
     """
-    return jax.jit(jax.vmap(call, in_axes=(0, None, 0, None, 0, 0)), donate_argnums=0)
+
+    def in_turn(states: TrainState, arrays: Any, inputs: Any, count: jax.Array, rate_scales: jax.Array, keys: jax.Array) -> Any:
+        return jax.lax.map(lambda own: call(own[0], arrays, own[1], count, *own[2:]), (states, inputs, rate_scales, keys))
+
+    busy = jax.default_backend() == "cpu" and (flops_per_step or 0) > BUSY
+    return jax.jit(in_turn if busy else jax.vmap(call, in_axes=(0, None, 0, None, 0, 0)), donate_argnums=0)
 
 
 @jax.jit
