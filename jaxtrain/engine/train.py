@@ -255,13 +255,23 @@ def score_names(task: Task, template: Template, params: Params, model_state: Par
 
 
 def check_statistics(workdir: Path, statistics: Statistics, trained: bool) -> None:
-    """Refuse to go on with other data: half of the run's numbers would belong to each."""
+    """Refuse to go on with other data: half of the run's numbers would belong to each.
+
+    Sums are rounded otherwise on another number of cores; the network keeps the numbers of its checkpoint in any case.
+    """
     if not trained or not (workdir / STATISTICS).exists():
         return
     old = load_statistics(workdir)
-    changed = [k for k, v in statistics.items() if k not in old or not np.array_equal(old[k], v, equal_nan=v.dtype.kind == "f")]
+    changed = [k for k, v in statistics.items() if k not in old or not alike(old[k], v)]
     if changed:
         raise UserError(f"--workdir {workdir}: the data changed since this run began ({', '.join(changed)} differ); use a new folder")
+
+
+def alike(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal; numbers with a fraction but for their rounding (a millionth of the largest)."""
+    if b.dtype.kind != "f" or a.shape != b.shape:
+        return np.array_equal(a, b)
+    return np.allclose(a, b, rtol=1e-6, atol=1e-6 * np.abs(b[np.isfinite(b)]).max(initial=0.0), equal_nan=True)
 
 
 def open_checkpoints(workdir: Path, phases: list[configs.Phase], part: Part, keep_latest: int = 1) -> Checkpoints:

@@ -10,7 +10,8 @@ import sixth_problem
 from sixth_problem import assert_same, checkpoint, rows, summary
 
 import jaxtrain
-from jaxtrain.engine.train import train_and_test
+from jaxtrain.engine.run import save_statistics
+from jaxtrain.engine.train import check_statistics, train_and_test
 from jaxtrain.errors import UserError
 
 
@@ -106,3 +107,19 @@ def test_weighted_sampling_trains_on_other_batches(tmp_path: Path) -> None:
     run(tmp_path / "recent", "weighted", train__duration="10st")
     even, recent = ([r["train/loss"] for r in rows(tmp_path / name) if "train/loss" in r] for name in ("even", "recent"))
     assert len(even) == len(recent) == 2 and all(a != b for a, b in zip(even, recent, strict=True))
+
+
+def test_statistics_of_a_run_may_differ_by_rounding_alone(tmp_path: Path) -> None:
+    """Sums over the data are rounded otherwise on another number of cores; another number is other data."""
+    first = {"mean": np.float32([0.1, -300.0, np.nan]), "names": np.array(["a", "b"])}
+    save_statistics(tmp_path, first)
+    check_statistics(tmp_path, {**first, "mean": np.float32([0.1, -300.0 * (1 + 2e-7), np.nan])}, True)
+    for changed in (
+        {"mean": np.float32([0.1, -300.01, np.nan])},
+        {"mean": np.float32([0.101, -300.0, np.nan])},
+        {"mean": np.float32([0.1, -300.0, 0.0])},
+        {"mean": np.float32([0.1, -300.0])},
+        {"names": np.array(["a", "c"])},
+    ):
+        with pytest.raises(UserError, match="the data changed"):
+            check_statistics(tmp_path, first | changed, True)
