@@ -99,7 +99,7 @@ def test_accumulation_equals_the_undivided_batch() -> None:
     moved = host(whole.program.initialise())
     for name, left in host(a).items():
         np.testing.assert_allclose(left, host(b)[name], rtol=1e-6, atol=1e-6, err_msg=name)
-    assert any(np.abs(left - moved[name]).max() > 5e-4 for name, left in host(a).items() if "kernel" in name)
+    assert any(np.abs(left - moved[name]).max() > 1e-3 for name, left in host(a).items() if "kernel" in name or "packed" in name)
     for name in logs_a:
         np.testing.assert_allclose(logs_a[name], logs_b[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
