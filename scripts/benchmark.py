@@ -135,7 +135,7 @@ def measure(values: Mapping[str, Any], steps: int, infer: bool, members: int = 1
     devices = layout(train.batch, phase.engine.eval.batch, train.accumulate)
     seeds = [replace(phase.engine, train=replace(train, seed=train.seed + i)) for i in range(members)]
     program = prepare(task, seeds[0], splits, devices, 0, 0)
-    programs = [program, *(prepare(task, engine, splits, devices, 0, 0, program.arrays) for engine in seeds[1:])]
+    programs = [program, *(prepare(task, engine, splits, devices, 0, 0, arrays=program.arrays) for engine in seeds[1:])]
     state, key, scale = program.initialise(), jax.random.key(train.seed), np.float32(1)
     if members > 1:
         state, scale = stack_members([p.initialise() for p in programs]), np.ones(members, np.float32)

@@ -129,11 +129,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def duration(text: str, steps_per_epoch: float, where: str) -> int:
-    """Optimizer steps of "10ep" (epochs, fractions allowed) or "500st" (steps)."""
+    """Whole optimizer steps of "10ep" (epochs, fractions allowed) or "500st" (steps)."""
+    return round(length(text, steps_per_epoch, where))
+
+
+def length(text: str, steps_per_epoch: float, where: str) -> float:
+    """As `duration`, with the fraction of a step that epochs may end in."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st)", text)
     if match is None:
         raise UserError(f'config.{where}: {text!r} is not a duration; write epochs as "10ep" or steps as "500st"')
-    return round(float(match[1]) * (steps_per_epoch if match[2] == "ep" else 1))
+    return float(match[1]) * (steps_per_epoch if match[2] == "ep" else 1)
 
 
 def section(cls: type[T], values: Mapping[str, Any], where: str) -> T:

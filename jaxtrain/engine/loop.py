@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtrain.data.dataset import Splits
 from jaxtrain.engine import profile, steps
 from jaxtrain.engine.checkpoint import Checkpoints
 from jaxtrain.engine.clock import Clock, Meter, Stop
-from jaxtrain.engine.config import Engine, Phase, duration, nearest
-from jaxtrain.engine.program import Program, compiled_facts, prepare, restore_or_initialise, start_up
+from jaxtrain.engine.config import Engine, length, nearest
+from jaxtrain.engine.program import Part, Program, compiled_facts, prepare, restore_or_initialise, start_up
 from jaxtrain.engine.report import Log, Progress, format_duration
-from jaxtrain.engine.sharding import Layout
 from jaxtrain.engine.standing import Standing, guard, observe
 from jaxtrain.engine.state import Params, TrainState
 from jaxtrain.errors import UserError
@@ -33,25 +32,29 @@ class Result:
     standing: Standing
     step: int
     facts: dict[str, Any]  # for summary.json
+    program: Program  # what trained it
 
 
 @dataclass(frozen=True)
 class Rhythm:
-    """The steps at which something happens, counted from the phase's first step."""
+    """The steps at which something happens, counted from the phase's first step.
+
+    Epochs are seldom a whole number of steps: the third evaluation of `every="1ep"` comes at the step nearest to three epochs.
+    """
 
     first: int
     end: int
-    evaluate: int
-    save: int  # 0 = at evaluations only
+    evaluate: float
+    save: float  # 0 = at evaluations only
     log: int
     call: int
     warm: int  # the step from which on the rate rises no more
 
     def evaluates(self, step: int) -> bool:
-        return (step - self.first) % self.evaluate == 0 or step >= self.end
+        return self._at(step, self.evaluate) or step >= self.end
 
     def saves(self, step: int) -> bool:
-        return bool(self.save) and (step - self.first) % self.save == 0
+        return bool(self.save) and self._at(step, self.save)
 
     def logs(self, step: int, before: int) -> bool:
         return step // self.log > before // self.log or step >= self.end
@@ -65,24 +68,29 @@ class Rhythm:
         stops += [e for e in (self.first + 1, *edges) if e > step]
         return min([*stops, self._after(step, self.save)] if self.save else stops)
 
-    def _after(self, step: int, every: int) -> int:
-        return self.first + ((step - self.first) // every + 1) * every
+    def _at(self, step: int, every: float) -> bool:
+        return round(round((step - self.first) / every) * every) == step - self.first
+
+    def _after(self, step: int, every: float) -> int:
+        times = math.floor((step - self.first) / every)  # the last one before the step, or one of its neighbours
+        return next(at for n in (times, times + 1, times + 2) if (at := self.first + round(n * every)) > step)
 
 
 def rhythm(engine: Engine, program: Program, first: int) -> Rhythm:
     """Durations in steps, for this dataset's epochs."""
 
-    def steps_of(text: str, key: str) -> int:
-        return duration(text, program.steps_per_epoch, key)
+    def steps_of(text: str, key: str) -> float:
+        return length(text, program.steps_per_epoch, key)
 
+    save = steps_of(engine.checkpoint.every, "checkpoint.every")
     return Rhythm(
         first,
         first + program.total_steps,
         max(1, steps_of(engine.eval.every, "eval.every")),
-        steps_of(engine.checkpoint.every, "checkpoint.every"),
-        max(1, steps_of(engine.report.log_every, "report.log_every")),
+        save and max(1, save),
+        max(1, round(steps_of(engine.report.log_every, "report.log_every"))),
         engine.train.steps_per_call,
-        first + steps_of(engine.optimizer.warmup, "optimizer.warmup"),
+        first + round(steps_of(engine.optimizer.warmup, "optimizer.warmup")),
     )
 
 
@@ -92,15 +100,11 @@ def monitored(task: Task, engine: Engine) -> tuple[str, str]:
 
 
 def train_phase(
-    task: Task,
-    phase: Phase,
-    splits: Splits,
-    layout: Layout,
+    part: Part,
     *,
     workdir: Path,
     checkpoints: Checkpoints,
     first_step: int,
-    phase_number: int,
     carried: tuple[Params, Params] | None,
     progress: Progress,
     clock: Clock,
@@ -110,21 +114,25 @@ def train_phase(
 
     carried: (weights, model state) that a fresh phase starts from. Raises UserError when it cannot go on.
     """
+    task, phase, layout = part.task, part.phase, part.layout
     engine, train = phase.engine, phase.engine.train
     latest = checkpoints.latest()
     standing = Standing(first_step) if latest is None else Standing(**checkpoints.meta(latest)["standing"])
-    program = prepare(task, engine, splits, layout, standing.first_step, phase_number)
-    state = restore_or_initialise(program, checkpoints, latest, carried, layout, standing.first_step)
-    step = restored = int(state.step)
+    program = prepare(task, engine, part.splits, layout, standing.first_step, part.number, model=part.model)
+    step = restored = standing.first_step if latest is None else latest
     due = rhythm(engine, program, standing.first_step)
     facts: dict[str, Any] = {"parameters": sum(math.prod(p.shape) for p in program.abstract.params.values())}
     key = jax.random.key(train.seed)
-    call = None
-    if step < due.end and not standing.stopped:
-        with clock.measure("compile"):
-            call = compile_call(program, key)
+    going = step < due.end and not standing.stopped
+    with ThreadPoolExecutor(1) as aside, clock.measure("compile"):  # XLA compiles without Python's lock: two programs at once
+        loading = aside.submit(restore_or_initialise, program, checkpoints, latest, carried, layout, standing.first_step)
+        if latest is not None:
+            loading.result()  # what cannot be read is said before anything is compiled
+        call = compile_call(program, key) if going else None
+        state = loading.result()
+    if call is not None:
         facts |= compiled_facts(task, train, call)
-        progress.say(start_up(program, splits, layout, phase, facts, clock))
+        progress.say(start_up(program, part, facts, clock))
         program.feed.start(step - standing.first_step)
     log = Log(workdir, tensorboard=engine.report.tensorboard, resume_step=restored, quiet=progress.quiet)
     trace = profile.TraceWindow(workdir / "profile", engine.profile.start, engine.profile.steps)
@@ -190,7 +198,7 @@ def train_phase(
     flops = facts.get("flops_per_step")
     facts["mfu"] = flops * facts["samples_per_second"] / train.batch / peak if peak and flops and done else None
     over = step >= due.end or standing.stopped
-    return Result("finished" if over else "interrupted", state, standing, step, facts)
+    return Result("finished" if over else "interrupted", state, standing, step, facts, program)
 
 
 def compile_call(program: Program, key: jax.Array) -> Any:

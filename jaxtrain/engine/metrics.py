@@ -161,8 +161,13 @@ def reliability_sums(probability: Array, event: Array, mask: Array, bins: int) -
 
 def divide(numerator: Any, denominator: Any) -> float | None:
     """The ratio in float64, or None when nothing was counted."""
-    numerator, denominator = float(np.sum(numerator, dtype=np.float64)), float(np.sum(denominator, dtype=np.float64))
+    numerator, denominator = _pooled(numerator), _pooled(denominator)
     return numerator / denominator if denominator > 0 else None
+
+
+def _pooled(value: Any) -> float:
+    """The sum in float64; a number is its own, which thousands of bootstrap draws ask for."""
+    return float(value) if isinstance(value, float) else float(np.sum(value, dtype=np.float64))
 
 
 def present(scores: Mapping[str, float | None]) -> dict[str, float]:
@@ -175,7 +180,7 @@ def error_scores(sums: Mapping[str, Any]) -> dict[str, float]:
 
     Array sums (per horizon, per node) are pooled first.
     """
-    pooled = {name: float(np.sum(np.asarray(value, np.float64))) for name, value in sums.items()}
+    pooled = {name: _pooled(value) for name, value in sums.items()}
     n = pooled.get("n", 0.0)
     scores: dict[str, float | None] = {}
     if "abs" in pooled:

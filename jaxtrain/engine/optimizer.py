@@ -81,9 +81,10 @@ def rules(params: Params, groups: Sequence[Any]) -> dict[str, Rule]:
 
 
 class Transform(NamedTuple):
-    """What makes a direction of descent of a gradient; both functions take {path: array} and keep moments of packed arrays."""
+    """What makes a direction of descent of a gradient. Both functions take packed arrays: {name: array} of `packing`."""
 
-    init: Callable[[Params], Any]
+    packing: Packing
+    init: Callable[[Params], Any]  # parameters -> state
     update: Callable[[Params, Any, Params], tuple[Params, Any]]  # gradient, state, parameters -> direction, state
 
 
@@ -95,14 +96,8 @@ def direction(config: OptimizerConfig, params: Params, groups: Sequence[Any]) ->
     """
     each = rules(params, groups)
     packing = Packing.of(params, each)
-    rule = packing.rules(each)
-    transform = _by_element(config, rule)
-
-    def update(grads: Params, state: Any, params: Params) -> tuple[Params, Any]:
-        found, state = transform.update(packing.pack(grads), state, packing.pack(params))
-        return packing.unpack(cast(Any, found)), state
-
-    return Transform(lambda params: transform.init(packing.pack(params)), update)
+    transform = _by_element(config, packing.rules(each))
+    return Transform(packing, transform.init, cast(Any, transform.update))
 
 
 def _by_element(config: OptimizerConfig, rule: dict[str, Rule]) -> optax.GradientTransformation:
@@ -136,15 +131,10 @@ class Master(NamedTuple):
     inner: Any
 
 
-def apply(transform: Transform, grads: Params, opt_state: Any, params: Params, rate: jax.Array) -> tuple[Params, Any]:
-    """(new params, new optimizer state); with a Master state the float32 copy is updated and then rounded."""
-    original = opt_state.params if isinstance(opt_state, Master) else params
-    inner = opt_state.inner if isinstance(opt_state, Master) else opt_state
-    steps, inner = transform.update(grads, inner, original)
-    updated = {k: original[k] - rate * steps[k] for k in original}
-    if isinstance(opt_state, Master):
-        return {k: updated[k].astype(params[k].dtype) for k in params}, Master(updated, inner)
-    return updated, inner
+def descend(transform: Transform, grads: Params, state: Any, params: Params, rate: jax.Array) -> tuple[Params, Any]:
+    """(new parameters, new state) of one step; all arrays packed."""
+    steps, state = transform.update(grads, state, params)
+    return {k: params[k] - rate * steps[k] for k in params}, state
 
 
 class Plateau(NamedTuple):

@@ -36,9 +36,16 @@ class Packing:
 
     def pack(self, arrays: Arrays) -> dict[str, jax.Array]:
         """{path: array} -> {name: (elements,) array of a pack} and the arrays that stay."""
-        rest = dict(arrays)
-        long = {name: jnp.concatenate([rest.pop(path).reshape(-1) for path in parts]) for name, parts in self.packs.items()}
-        return long | rest
+        return self.join(arrays) | self.rest(arrays)
+
+    def join(self, arrays: Arrays) -> dict[str, jax.Array]:
+        """The packs."""
+        return {name: jnp.concatenate([arrays[path].reshape(-1) for path in parts]) for name, parts in self.packs.items()}
+
+    def rest(self, arrays: Arrays) -> dict[str, jax.Array]:
+        """The arrays that stay."""
+        inside = {path for parts in self.packs.values() for path in parts}
+        return {path: array for path, array in arrays.items() if path not in inside}
 
     def unpack(self, packed: Arrays) -> dict[str, jax.Array]:
         """The reverse of `pack`."""

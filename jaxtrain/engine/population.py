@@ -109,7 +109,9 @@ def train_and_test_members(
         engine = own[0].engine
         mine = replace(part, phase=own[0])
         placed = made[0].program.arrays if made else None
-        program = prepare(part.task, engine, part.splits, part.layout, 0, 0, placed)
+        program = prepare(part.task, engine, part.splits, part.layout, 0, 0, arrays=placed)
+        if made:  # one set of scoring programs for all of them
+            program = replace(program, scorer=made[0].program.scorer)
         scale = engine.optimizer.lr / named[0][1]["optimizer"]["lr"]
         made.append(Member(name, changed, folder, mine, scale, program, open_checkpoints(folder, own, mine, KEEP_LATEST), Standing(0)))
     results = train_members(made, carried, progress, clock, stop)
@@ -171,7 +173,7 @@ def train_members(members: Sequence[Member], carried: Any, progress: report.Prog
         with clock.measure("compile"):
             call = compile_call(first.program, state, len(members), keys, step_flops(first))
         facts |= compiled_facts(task, engine.train, call)
-        progress.say(start_up(first.program, first.part.splits, layout, first.part.phase, facts, clock))
+        progress.say(start_up(first.program, first.part, facts, clock))
         progress.say(f"members     {len(members)} in one program: {', '.join(m.name for m in members)}")
     name, mode = monitored(task, engine)
     quiet = report.Progress(quiet=True)
@@ -235,7 +237,7 @@ def train_members(members: Sequence[Member], carried: Any, progress: report.Prog
         over = step >= due.end or member.standing.stopped
         mine = steps.take_member(state, np.int32(number))
         also = {**facts, "skipped_steps": member.standing.skipped}
-        results.append(Result("finished" if over else "interrupted", mine, member.standing, ends[number], also))
+        results.append(Result("finished" if over else "interrupted", mine, member.standing, ends[number], also, member.program))
     return results
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,8 +17,29 @@ from jaxtrain.engine.feed import TrainFeed
 from jaxtrain.engine.report import format_bytes, parameter_table
 from jaxtrain.engine.scoring import Scorer, Source
 from jaxtrain.engine.sharding import Layout
-from jaxtrain.engine.state import Params, Template, TrainState, flatten, split
+from jaxtrain.engine.state import Params, Template, TrainState, split
 from jaxtrain.tasks.task import Task
+
+
+class Built(NamedTuple):
+    """A network traced once: its structure, its shapes, and what draws its initial values inside jit."""
+
+    template: Template
+    params: Params  # abstract
+    model_state: Params  # abstract
+    create: Callable[[], tuple[Params, Params]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One phase of a run, ready to train."""
+
+    number: int
+    phase: Phase
+    task: Task
+    splits: Splits
+    layout: Layout
+    model: Built
 
 
 @dataclass(frozen=True)
@@ -44,26 +65,35 @@ def place(splits: Splits, placement: str, layout: Layout) -> Mapping[str, Any]:
     return layout.put(dict(splits.train.arrays), layout.replicated()) if placement == "device" else {}
 
 
-def build_model(task: Task, precision: str) -> tuple[Template, Params, Params]:
-    """(template, abstract params, abstract model state), without computing anything."""
-    compute = steps.PRECISIONS[precision][1]
-    return split(nnx.eval_shape(lambda: task.build(nnx.Rngs(0), compute)))
+def build_model(task: Task, precision: str, seed: int = 0) -> Built:
+    """The network of a task, without computing anything."""
+    templates = []
+
+    def create() -> tuple[Params, Params]:
+        template, params, model_state = split(task.build(nnx.Rngs(seed), steps.PRECISIONS[precision][1]))
+        templates.append(template)
+        return params, model_state
+
+    traced = jax.jit(create, inline=True)
+    params, model_state = jax.eval_shape(traced)
+    return Built(templates[0], params, model_state, traced)
 
 
 def prepare(
-    task: Task, engine: Engine, splits: Splits, layout: Layout, first_step: int, phase_number: int, arrays: Mapping[str, Any] | None = None
-) -> Program:
-    """Build the phase's programs; nothing is compiled yet. arrays: the shared arrays where another program has placed them already."""
+    task: Task, engine: Engine, splits: Splits, layout: Layout, first_step: int, phase_number: int,
+    *, arrays: Mapping[str, Any] | None = None, model: Built | None = None,
+) -> Program:  # fmt: skip
+    """Build the phase's programs; nothing is compiled yet.
+
+    arrays, model: the shared arrays where another program has placed them, the network (of the same seed) where it has been built.
+    """
     train = engine.train
-    template, params, model_state = build_model(task, train.precision)
-    steps_per_epoch = len(splits.train) / train.batch
-    transform = optimizer.direction(engine.optimizer, params, task.groups())
-    compute = steps.PRECISIONS[train.precision][1]
+    built = build_model(task, train.precision, train.seed) if model is None else model
+    template, steps_per_epoch = built.template, len(splits.train) / train.batch
+    transform = optimizer.direction(engine.optimizer, built.params, task.groups())
 
     def create() -> TrainState:
-        model = task.build(nnx.Rngs(train.seed), compute)
-        _, params, others = nnx.split(model, nnx.Param, ...)
-        return steps.initial_state(flatten(params), flatten(others), transform, precision=train.precision, ema=train.ema > 0)
+        return steps.initial_state(*built.create(), transform, precision=train.precision, ema=train.ema > 0)
 
     create = jax.jit(create, inline=True)  # asked for twice, for its shapes and for its values: traced once
     shapes = jax.eval_shape(create)
@@ -90,9 +120,7 @@ def prepare(
     example = feed.make(feed.order[0])
     # XLA folds a single slot away and rounds that program differently: with two, steps_per_call changes no bit.
     slots = max(2, train.steps_per_call)
-    inputs = {
-        k: jax.ShapeDtypeStruct((slots, train.batch, *v.shape[1:]), v.dtype, sharding=layout.batch(1)) for k, v in example.items()
-    }
+    inputs = {k: jax.ShapeDtypeStruct((slots, train.batch, *v.shape[1:]), v.dtype, sharding=layout.batch(1)) for k, v in example.items()}
     valid = Source(splits.valid, arrays, train.placement, engine.eval.batch, layout)
     scorer = Scorer(task, template, train.placement, valid.gather, layout)
     # Drawn once: a hundred random draws compile four times as fast unoptimised (24 s -> 6 s of a transformer's start on CPU).
@@ -130,9 +158,9 @@ def compiled_facts(task: Task, train: Any, compiled: Any) -> dict[str, Any]:
     }
 
 
-def start_up(program: Program, splits: Splits, layout: Layout, phase: Phase, facts: Mapping[str, Any], clock: Clock) -> str:
+def start_up(program: Program, part: Part, facts: Mapping[str, Any], clock: Clock) -> str:
     """Devices, parameters with shapes, data, compiled memory."""
-    train, epochs = phase.engine.train, program.total_steps / program.steps_per_epoch
+    splits, layout, train, epochs = part.splits, part.layout, part.phase.engine.train, program.total_steps / program.steps_per_epoch
     processes = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
     sizes = ", ".join(f"{name} {len(d):,}" for name, d in splits.named().items())
     arrays = format_bytes(sum(a.nbytes for a in splits.train.arrays.values()))

@@ -123,7 +123,7 @@ def open_run(workdir: str | Path) -> Run:
     phases = configs.phases(values)
     last = phases[-1]
     task = make_task(values["task"], last.task, load_statistics(folder))
-    template, params, model_state = build_model(task, last.engine.train.precision)
+    template, params, model_state, _ = build_model(task, last.engine.train.precision)
     for number in reversed(range(len(phases))):
         place = checkpoint_folder(folder, phases, number)
         if not place.is_dir():
@@ -156,7 +156,7 @@ def write_run(
         raise UserError(f"{folder}: exists and is not empty; name another folder")
     phase = configs.phases(values)[-1]
     task = make_task(values["task"], phase.task, statistics)
-    template, wanted, _ = build_model(task, "float32")
+    template, wanted, _, _ = build_model(task, "float32")
     check_leaves("weights", wanted, params)
     compute = steps.PRECISIONS["float32"][1]
     _, _, others = nnx.split(task.build(nnx.Rngs(0), compute), nnx.Param, ...)

@@ -10,6 +10,7 @@ from flax import nnx
 
 from jaxtrain.data.dataset import Batch, Gather
 from jaxtrain.engine import optimizer as opt
+from jaxtrain.engine.packing import Packing
 from jaxtrain.engine.state import Params, Template, TrainState, cast, model_state_of
 from jaxtrain.tasks.task import Forecast, Sums, Task
 
@@ -28,7 +29,7 @@ def initial_state(params: Params, model_state: Params, transform: opt.Transform,
     EMA and master copies are arrays of their own: the state is donated to every step, and one buffer cannot go twice.
     """
     stored = PRECISIONS[precision][0]
-    inner = transform.init(params)
+    inner = transform.init(transform.packing.pack(params))
     opt_state = inner if stored == jnp.float32 else opt.Master(jax.tree.map(jnp.copy, params), inner)
     average = jax.tree.map(jnp.copy, params) if ema else {}
     return TrainState(jnp.zeros((), jnp.int32), cast(params, stored), model_state, opt_state, average)
@@ -99,24 +100,28 @@ def train_call(
         step_key = jax.random.fold_in(key, state.step)
         compute = gradient if accumulate == 1 else divided
         (loss, (logs, model_state)), grads = compute(state.params, state.model_state, batch, step_key)
-        grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        grads = _packed(transform.packing, jax.tree.map(lambda g: g.astype(jnp.float32), grads), loss)
         norm = optax.global_norm(grads)
         lr = rate(state.step - first_step) * rate_scale
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-
-        def move(grads: Params, model_state: Params) -> Any:
-            params, opt_state = opt.apply(transform, grads, state.opt_state, state.params, lr)
-            average = {}
-            if ema:
-                decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-                latest = opt_state.params if isinstance(opt_state, opt.Master) else params
-                average = {k: decay * v + (1 - decay) * latest[k] for k, v in state.ema.items()}
-            return params, model_state, opt_state, average
+        master = isinstance(state.opt_state, opt.Master)
+        original, inner = (state.opt_state.params, state.opt_state.inner) if master else (state.params, state.opt_state)
 
         def stay(grads: Params, model_state: Params) -> Any:
-            return state.params, state.model_state, state.opt_state, state.ema
+            return transform.packing.pack(original), state.model_state, inner, transform.packing.pack(state.ema) if ema else {}
 
-        params, model_state, opt_state, average = _either(finite, move, stay, grads, model_state)
+        def move(grads: Params, model_state: Params) -> Any:
+            params, _, _, average = stay(grads, model_state)
+            params, moments = opt.descend(transform, grads, inner, params, lr)
+            if ema:
+                decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
+                average = {k: decay * v + (1 - decay) * params[k] for k, v in average.items()}
+            return params, model_state, moments, average
+
+        packed, model_state, inner, average = _either(finite, move, stay, grads, model_state)
+        original, average = transform.packing.unpack(packed), transform.packing.unpack(average) if ema else {}
+        params = {k: v.astype(state.params[k].dtype) for k, v in original.items()}
+        opt_state = opt.Master(original, inner) if master else inner
         skipped = 1.0 - finite
         logs = {**{k: jnp.where(finite, v, 0.0) for k, v in logs.items()}, "loss": loss, "grad_norm": norm, "lr": lr, "skipped": skipped}
         logs = {k: jnp.asarray(v, jnp.float32) for k, v in logs.items()}
@@ -139,6 +144,15 @@ def train_call(
         return jax.lax.fori_loop(0, count, body, (state, {k: jnp.zeros((slots,), jnp.float32) for k in shapes}))
 
     return jax.jit(call, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _packed(packing: Packing, grads: Params, loss: jax.Array) -> Params:
+    """The gradient with its small arrays packed; not a number where the loss is none."""
+
+    def nothing(grads: Params) -> Params:
+        return jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(packing.join, grads))
+
+    return _either(jnp.isfinite(loss), packing.join, nothing, grads) | packing.rest(grads)
 
 
 def _either(choice: jax.Array, one: Callable[..., Any], other: Callable[..., Any], *operands: Any) -> Any:

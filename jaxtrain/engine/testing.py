@@ -7,29 +7,16 @@ from typing import Any
 
 import jax
 
-from jaxtrain.data.dataset import Dataset, Splits
+from jaxtrain.data.dataset import Dataset
 from jaxtrain.engine import report
 from jaxtrain.engine.checkpoint import Checkpoints
-from jaxtrain.engine.config import Phase
-from jaxtrain.engine.program import build_model, place
+from jaxtrain.engine.program import Part, Program
 from jaxtrain.engine.run import save_statistics
-from jaxtrain.engine.scoring import HostSums, Scorer, Source, skill
-from jaxtrain.engine.sharding import Layout
+from jaxtrain.engine.scoring import HostSums, Scorer, skill
 from jaxtrain.engine.state import Params
 from jaxtrain.tasks.task import Task
 
 FIGURE_BATCH = 16  # examples drawn at once: what a figure asks for may be large
-
-
-@dataclass(frozen=True)
-class Part:
-    """One phase of a run, ready to train."""
-
-    number: int
-    phase: Phase
-    task: Task
-    splits: Splits
-    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -44,20 +31,22 @@ class Tested:
     naive_valid: Mapping[str, Mapping[str, float]]  # scores of the naive forecasts on the validation split
 
 
-def test(workdir: Path, part: Part, checkpoints: Checkpoints) -> tuple[dict[str, Any], Tested]:
-    """Scores of the selected weights (`train.select`) and the naive forecasts on every split but train; calibrates first."""
+def test(workdir: Path, part: Part, checkpoints: Checkpoints, program: Program) -> tuple[dict[str, Any], Tested]:
+    """Scores of the selected weights (`train.select`) and the naive forecasts on every split but train; calibrates first.
+
+    program: what trained them; its arrays and compiled scores serve again.
+    """
     task, splits, engine = part.task, part.splits, part.phase.engine
     step = checkpoints.selected(engine.train.select)
     assert step is not None
-    template, params, model_state = build_model(task, engine.train.precision)
-    params, model_state = checkpoints.restore_weights(step, params, model_state, sharding=part.layout.replicated())
-    placement = engine.train.placement
-    arrays = place(splits, placement, part.layout)
+    model, scorer = part.model, program.scorer
+    params, model_state = checkpoints.restore_weights(step, model.params, model.model_state, sharding=part.layout.replicated())
     scores: dict[str, Any] = {}
     tested = None
     for name, dataset in {"valid": splits.valid, "test": splits.test, **splits.more}.items():
-        source = Source(dataset, arrays, placement, engine.eval.batch, part.layout)
-        scorer = Scorer(task, template, placement, source.gather, part.layout)
+        source = replace(program.valid, dataset=dataset)
+        if scorer.task is not task or scorer.gather != source.gather:
+            scorer = replace(scorer, task=task, gather=source.gather)
         sums = {"model": scorer.model(source, params, model_state), **scorer.naive(source)}
         sampled = scorer.oracle(source, params, model_state) if name == "test" and jax.process_count() == 1 else None
         scores[name] = scored(task, sums, sampled, scorer.oracle_every(source))

@@ -21,7 +21,7 @@ from jaxtrain.engine.clock import Clock, Stop
 from jaxtrain.engine.course import course
 from jaxtrain.engine.feed import check_weights
 from jaxtrain.engine.loop import Result, monitored, train_phase
-from jaxtrain.engine.program import build_model
+from jaxtrain.engine.program import Built, build_model
 from jaxtrain.engine.run import (
     CONFIG,
     STATISTICS,
@@ -109,7 +109,7 @@ def conclude(
         checkpoints = open_checkpoints(workdir, phases, part)
         try:
             with clock.measure("eval"):
-                found, tested = test(workdir, part, checkpoints)
+                found, tested = test(workdir, part, checkpoints, result.program)
         finally:
             checkpoints.close()
         summary |= found
@@ -126,7 +126,7 @@ def prepare_parts(values: Mapping[str, Any], phases: list[configs.Phase]) -> lis
     statistics = splits[-1].statistics  # the last phase's, for all of them: the weights carry over, so must their units
     tasks = [task.with_statistics(statistics) for task in tasks]
     together = zip(phases, tasks, splits, strict=True)
-    return [Part(number, p, task, part, check_phase(task, p, part)) for number, (p, task, part) in enumerate(together)]
+    return [Part(number, p, task, part, *check_phase(task, p, part)) for number, (p, task, part) in enumerate(together)]
 
 
 def train_parts(
@@ -147,8 +147,8 @@ def train_parts(
                 first_step = int(checkpoints.latest() or 0)  # this phase is over: only its weights matter
             else:
                 result = train_phase(
-                    part.task, part.phase, part.splits, part.layout, workdir=workdir, checkpoints=checkpoints, first_step=first_step,
-                    phase_number=part.number, carried=carried, progress=progress, clock=clock, stop=stop,
+                    part, workdir=workdir, checkpoints=checkpoints, first_step=first_step, carried=carried, progress=progress,
+                    clock=clock, stop=stop,
                 )  # fmt: skip
                 if result.status == "interrupted" or part is parts[-1]:
                     return part, result
@@ -222,7 +222,7 @@ def hold(workdir: Path) -> Any:
     return file
 
 
-def check_phase(task: Task, phase: configs.Phase, splits: Splits) -> Layout:
+def check_phase(task: Task, phase: configs.Phase, splits: Splits) -> tuple[Layout, Built]:
     """Every split holds something; the batches divide over the devices; schedule, monitor and model fit."""
     for name, dataset in splits.named().items():
         if len(dataset) == 0:
@@ -233,7 +233,7 @@ def check_phase(task: Task, phase: configs.Phase, splits: Splits) -> Layout:
     devices = layout(train.batch, phase.engine.eval.batch, train.accumulate)
     optimizer.schedule(phase.engine.optimizer, len(splits.train) / train.batch)
     check_weights(splits.train)
-    template, params, model_state = build_model(task, train.precision)
+    built = template, params, model_state, _ = build_model(task, train.precision, train.seed)
     rows = splits.train.index[: min(2, train.batch // train.accumulate)]  # two where there are two: batch norm needs them
     one = {**splits.train.gather(splits.train.arrays, rows), "mask": np.ones(len(rows), np.float32)}
     jax.eval_shape(lambda p, m: task.loss(template.join(p, m, training=True), one, nnx.Rngs(0)), params, model_state)
@@ -241,7 +241,7 @@ def check_phase(task: Task, phase: configs.Phase, splits: Splits) -> Layout:
         names = score_names(task, template, params, model_state, splits.valid)
         if train.monitor not in names:
             raise UserError(f"config.train.monitor: no score is called {train.monitor!r}{configs.nearest(train.monitor, names)}")
-    return devices
+    return devices, built
 
 
 def score_names(task: Task, template: Template, params: Params, model_state: Params, valid: Dataset) -> list[str]:
@@ -298,8 +298,7 @@ def carried_weights(checkpoints: Checkpoints, carry: str, part: Part) -> tuple[P
     step = {"best": checkpoints.best, "last": checkpoints.latest, "none": lambda: None}[carry]()
     if step is None:
         return None
-    _, params, model_state = build_model(part.task, part.phase.engine.train.precision)
-    return checkpoints.restore_weights(step, params, model_state)
+    return checkpoints.restore_weights(step, part.model.params, part.model.model_state)
 
 
 def initial_weights(values: Mapping[str, Any], part: Part) -> tuple[Params, Params] | None:
@@ -307,9 +306,8 @@ def initial_weights(values: Mapping[str, Any], part: Part) -> tuple[Params, Para
     if not values["init_from"]:
         return None
     other = open_run(values["init_from"])
-    _, wanted, _ = build_model(part.task, part.phase.engine.train.precision)
     params = part.task.adapt(dict(other.params), other.task.statistics)
-    check_leaves(f"config.init_from {values['init_from']}", wanted, params)
+    check_leaves(f"config.init_from {values['init_from']}", part.model.params, params)
     return params, other.model_state
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxtrain.engine import checkpoint, steps
 from jaxtrain.engine.checkpoint import Checkpoints
-from jaxtrain.engine.config import ENGINE_SECTIONS, Engine
+from jaxtrain.engine.config import ENGINE_SECTIONS, Engine, OptimizerConfig
+from jaxtrain.engine.optimizer import direction
 from jaxtrain.engine.standing import Standing, observe
 from jaxtrain.engine.state import TrainState
 from jaxtrain.errors import UserError
@@ -21,7 +21,8 @@ def state(fill: float = 1.0, width: int = 4, *, extra: bool = False, ema: bool =
     params = {"a/kernel": jnp.full((3, width), fill), "a/bias": jnp.full((width,), fill)}
     if extra:
         params["b/scale"] = jnp.ones(2)
-    return steps.initial_state(params, {"norm/mean": jnp.full(width, fill)}, optax.scale_by_adam(), precision=precision, ema=ema)
+    transform = direction(OptimizerConfig(), params, ())
+    return steps.initial_state(params, {"norm/mean": jnp.full(width, fill)}, transform, precision=precision, ema=ema)
 
 
 def saved(folder: Path, values: dict[int, float | None], mode: str = "min", **changes) -> Checkpoints:

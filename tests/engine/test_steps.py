@@ -225,6 +225,20 @@ def test_parameters_keep_the_types_that_the_precision_promises() -> None:
     assert losses["bfloat16"] != losses["mixed_bfloat16"] != losses["float32"]
 
 
+def test_the_master_copy_keeps_updates_that_bfloat16_loses() -> None:
+    slow = bench(train__precision="bfloat16", optimizer__lr=1e-5, optimizer__min_lr=1e-6, optimizer__warmup="0st")
+    before, (state, _) = slow.program.initialise(), slow.train(40)
+    masters = state.opt_state.params
+    for name, stored in state.params.items():
+        np.testing.assert_array_equal(stored, masters[name].astype(jnp.bfloat16), err_msg=name)
+    kernel = next(name for name in masters if name.endswith("kernel"))
+    one, all_steps = 1e-5, np.abs(np.asarray(masters[kernel] - before.opt_state.params[kernel]))
+    spacing = np.asarray(2.0 ** (jnp.floor(jnp.log2(jnp.abs(masters[kernel]))) - 7))  # of bfloat16 numbers
+    lost = spacing > 2 * one  # a step alone rounds to nothing
+    assert lost.mean() > 0.9 and all_steps[lost].max() > 20 * one
+    assert (np.asarray(state.params[kernel] != before.params[kernel]) & lost).any()
+
+
 def test_python_runs_through_network_and_loss_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tracing is most of what a start waits for when the compiled program is in the cache."""
     made = bench()
@@ -239,8 +253,7 @@ def test_python_runs_through_network_and_loss_once(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(type(made.task), name, counted)
     values = sixth_problem.values()
     program = prepare(made.task, configs.phases(values)[0].engine, made.task.splits(), made.devices, 0, 0)
-    runs["build"] = 0  # the template of the network was built apart
     state = program.initialise()
-    assert runs["build"] == 0, "the initial values were traced for their shapes"
+    assert runs["build"] == 1, "for structure, shapes and initial values together"
     program.call.lower(state, program.arrays, program.inputs, np.int32(1), np.float32(1), KEY)
     assert runs["loss"] == 1

@@ -88,7 +88,7 @@ def test_every_variant_takes_the_batches_and_decays_kernels_alone(preset):
     made = make_task(sections(preset) if "+" in preset else sections(**VARIANTS[preset]))
     found = made.splits()
     made = made.with_statistics(found.statistics)
-    template, params, state = build_model(made, "float32")
+    template, params, state, _ = build_model(made, "float32")
     one = {**found.train.gather(found.train.arrays, found.train.index[:2]), "mask": np.ones(2, np.float32)}
     loss, logs = jax.eval_shape(lambda p, m: made.loss(template.join(p, m, training=True), one, nnx.Rngs(0)), params, state)
     assert loss.shape == () and made.config.loss.kind in logs
