@@ -101,7 +101,7 @@ def train_call(
         compute = gradient if accumulate == 1 else divided
         (loss, (logs, model_state)), grads = compute(state.params, state.model_state, batch, step_key)
         grads = _packed(transform.packing, jax.tree.map(lambda g: g.astype(jnp.float32), grads), loss)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         lr = rate(state.step - first_step) * rate_scale
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         master = isinstance(state.opt_state, opt.Master)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from jaxtrain.models.abr_config import Config
 from jaxtrain.nn.draws import Dice, dropped, split
-from jaxtrain.nn.layers import LayerNorm, Seeds, dense, fan_in_normal, gelu
+from jaxtrain.nn.layers import LayerNorm, Seeds, add_bias, dense, fan_in_normal, gelu
 from jaxtrain.nn.rotary import RotaryAttention
 from jaxtrain.nn.s4d import S4DLayer
 from jaxtrain.nn.stack import Stack
@@ -31,7 +31,7 @@ class Conv(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x, kernel = x.astype(self.dtype), self.kernel[...].astype(self.dtype)
         run = convolve_products if jax.default_backend() == "cpu" else convolve
-        return run(x, kernel, self.stride) + self.bias[...].astype(self.dtype)
+        return add_bias(run(x, kernel, self.stride), self.bias[...].astype(self.dtype))
 
 
 def convolve(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:

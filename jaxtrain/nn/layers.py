@@ -35,10 +35,22 @@ def fan_in_normal(draws: Draws, shape: Sequence[int], scale: float = 1.0) -> jax
 
 def dense(
     inputs: int, outputs: int, seeds: Seeds, *, dtype: Any = None, bias: bool = True, scale: float = 1.0, sd: float | None = None
-) -> Linear:
+) -> "Dense":
     """A linear map; its kernel starts with `fan_in_normal`, or as a normal of SD `sd`."""
     init = (lambda draws, shape: fan_in_normal(draws, shape, scale)) if sd is None else (lambda draws, shape: sd * draws.normal(shape))
-    return Linear(inputs, outputs, use_bias=bias, kernel_init=_initializer(init), dtype=dtype, rngs=_as_rngs(seeds))
+    return Dense(inputs, outputs, use_bias=bias, kernel_init=_initializer(init), dtype=dtype, rngs=_as_rngs(seeds))
+
+
+class Dense(Linear):
+    """`Linear` whose bias has a cheap gradient on CPU."""
+
+    def __call__(self, inputs: jax.Array, out_sharding: None = None) -> jax.Array:
+        rows, kernel = inputs.reshape(-1, inputs.shape[-1]), self.kernel[...]
+        dtype = self.dtype or jnp.promote_types(rows.dtype, kernel.dtype)
+        y = rows.astype(dtype) @ kernel.astype(dtype)
+        if self.bias is not None:
+            y = add_bias(y, self.bias[...].astype(dtype))
+        return y.reshape(*inputs.shape[:-1], -1)
 
 
 class LayerNorm(nnx.Module):
@@ -49,7 +61,7 @@ class LayerNorm(nnx.Module):
         self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        run = normalize_products if jax.default_backend() == "cpu" and x.shape[-1] <= NARROW else normalize
+        run = normalize_products if jax.default_backend() == "cpu" else normalize
         return run(x.astype(jnp.float32), self.scale[...], self.bias[...]).astype(self.dtype)
 
 
@@ -61,33 +73,60 @@ def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def normalize_products(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """`normalize` with means as products with (C, C) matrices, forward and backward.
+    """`normalize` with sums as products of matrices, forward and backward.
 
-    XLA's CPU compiler sums a short last axis one number at a time; the product costs less up to C = NARROW (measured: at 16
-    and 64 channels the norm with its gradient adds nothing that can be measured, against as much as ten passes over memory).
+    XLA's CPU compiler sums a short last axis one number at a time; a product with a (C, C) matrix costs less up to C = NARROW
+    (measured: at 16 and 64 channels the norm with its gradient adds nothing that can be measured, against as much as ten passes over
+    memory). Sums over rows are those of `row_sum`.
     """
     return _normalize(x, scale, bias)[0]
 
 
 def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Array, Any]:
     rows = x.reshape(-1, x.shape[-1])
-    share = jnp.full((x.shape[-1], x.shape[-1]), 1 / x.shape[-1])
-    centred = rows - rows @ share
-    inverse = jax.lax.rsqrt((centred * centred) @ share + EPSILON)
+    centred = rows - _mean(rows)
+    inverse = jax.lax.rsqrt(_mean(centred * centred) + EPSILON)
     n = centred * inverse
     return (n * scale + bias).reshape(x.shape), (n, inverse, scale)
 
 
 def _normalize_gradient(saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     n, inverse, scale = saved
-    width = g.shape[-1]
-    rows, share, ones = g.reshape(-1, width), jnp.full((width, width), 1 / width), jnp.ones((1, len(n)))
+    rows = g.reshape(-1, g.shape[-1])
     h = rows * scale
-    d_x = inverse * (h - h @ share - n * ((h * n) @ share))
-    return d_x.reshape(g.shape), (ones @ (rows * n))[0], (ones @ rows)[0]
+    d_x = inverse * (h - _mean(h) - n * _mean(h * n))
+    return d_x.reshape(g.shape), row_sum(rows * n), row_sum(rows)
 
 
 normalize_products.defvjp(_normalize, _normalize_gradient)
+
+
+def _mean(rows: jax.Array) -> jax.Array:
+    """(R, C) -> the mean over C, (R, C) or (R, 1)."""
+    width = rows.shape[-1]
+    return rows @ jnp.full((width, width), 1 / width) if width <= NARROW else rows.mean(axis=-1, keepdims=True)
+
+
+def row_sum(rows: jax.Array) -> jax.Array:
+    """(R, C) -> (C,), as a product with ones: what made the rows is then made once, on all cores, before it is summed.
+
+    XLA's CPU compiler merges a plain sum with everything before it, and in the gradient of a loop over layers with the write of its
+    result: a loop that runs on one core.
+    """
+    return (jnp.ones((1, len(rows)), rows.dtype) @ rows)[0]
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """x (..., C) + bias (C,); on CPU the bias' gradient is a `row_sum`."""
+    return _add_bias(x, bias) if jax.default_backend() == "cpu" else x + bias
+
+
+@jax.custom_vjp
+def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    return x + bias
+
+
+_add_bias.defvjp(lambda x, bias: (x + bias, None), lambda _, g: (g, row_sum(g.reshape(-1, g.shape[-1]))))
 
 
 def gelu(x: jax.Array) -> jax.Array:
