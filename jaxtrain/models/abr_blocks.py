@@ -11,7 +11,8 @@ from flax import nnx
 
 from jaxtrain.models.abr_config import Config
 from jaxtrain.nn.draws import Dice, dropped, split
-from jaxtrain.nn.layers import LayerNorm, Seeds, add_bias, dense, fan_in_normal, gelu
+from jaxtrain.nn.layers import LayerNorm, Seeds, dense, fan_in_normal, gelu
+from jaxtrain.nn.linear import add_bias
 from jaxtrain.nn.rotary import RotaryAttention
 from jaxtrain.nn.s4d import S4DLayer
 from jaxtrain.nn.stack import Stack

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxtrain.nn.draws import Draws
-from jaxtrain.nn.linear import Linear
+from jaxtrain.nn.linear import Linear, row_sum
+from jaxtrain.nn.stored import stored
 
 EPSILON = 1e-5  # of every layer norm
 NARROW = 64  # channels up to which sums over them are products on CPU
@@ -35,22 +36,10 @@ def fan_in_normal(draws: Draws, shape: Sequence[int], scale: float = 1.0) -> jax
 
 def dense(
     inputs: int, outputs: int, seeds: Seeds, *, dtype: Any = None, bias: bool = True, scale: float = 1.0, sd: float | None = None
-) -> "Dense":
+) -> Linear:
     """A linear map; its kernel starts with `fan_in_normal`, or as a normal of SD `sd`."""
     init = (lambda draws, shape: fan_in_normal(draws, shape, scale)) if sd is None else (lambda draws, shape: sd * draws.normal(shape))
-    return Dense(inputs, outputs, use_bias=bias, kernel_init=_initializer(init), dtype=dtype, rngs=_as_rngs(seeds))
-
-
-class Dense(Linear):
-    """`Linear` whose bias has a cheap gradient on CPU."""
-
-    def __call__(self, inputs: jax.Array, out_sharding: None = None) -> jax.Array:
-        rows, kernel = inputs.reshape(-1, inputs.shape[-1]), self.kernel[...]
-        dtype = self.dtype or jnp.promote_types(rows.dtype, kernel.dtype)
-        y = rows.astype(dtype) @ kernel.astype(dtype)
-        if self.bias is not None:
-            y = add_bias(y, self.bias[...].astype(dtype))
-        return y.reshape(*inputs.shape[:-1], -1)
+    return Linear(inputs, outputs, use_bias=bias, kernel_init=_initializer(init), dtype=dtype, rngs=_as_rngs(seeds))
 
 
 class LayerNorm(nnx.Module):
@@ -92,7 +81,7 @@ def _normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> tuple[jax.Arr
 
 def _normalize_gradient(saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     n, inverse, scale = saved
-    rows = g.reshape(-1, g.shape[-1])
+    rows = stored(g.reshape(-1, g.shape[-1]))
     h = rows * scale
     d_x = inverse * (h - _mean(h) - n * _mean(h * n))
     return d_x.reshape(g.shape), row_sum(rows * n), row_sum(rows)
@@ -105,28 +94,6 @@ def _mean(rows: jax.Array) -> jax.Array:
     """(R, C) -> the mean over C, (R, C) or (R, 1)."""
     width = rows.shape[-1]
     return rows @ jnp.full((width, width), 1 / width) if width <= NARROW else rows.mean(axis=-1, keepdims=True)
-
-
-def row_sum(rows: jax.Array) -> jax.Array:
-    """(R, C) -> (C,), as a product with ones: what made the rows is then made once, on all cores, before it is summed.
-
-    XLA's CPU compiler merges a plain sum with everything before it, and in the gradient of a loop over layers with the write of its
-    result: a loop that runs on one core.
-    """
-    return (jnp.ones((1, len(rows)), rows.dtype) @ rows)[0]
-
-
-def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    """x (..., C) + bias (C,); on CPU the bias' gradient is a `row_sum`."""
-    return _add_bias(x, bias) if jax.default_backend() == "cpu" else x + bias
-
-
-@jax.custom_vjp
-def _add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
-    return x + bias
-
-
-_add_bias.defvjp(lambda x, bias: (x + bias, None), lambda _, g: (g, row_sum(g.reshape(-1, g.shape[-1]))))
 
 
 def gelu(x: jax.Array) -> jax.Array:
