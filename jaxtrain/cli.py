@@ -63,12 +63,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[argpars
     return arguments, overrides
 
 
-def options(pairs: Sequence[str]) -> dict[str, str]:
+def options(pairs: Sequence[str], flag: str = "--option", example: str = "") -> dict[str, str]:
     """{"key": "value"} of repeated `--option key=value`."""
     result = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UserError(f"--option {pair}: write it as --option key=value")
+            raise UserError(f"{flag} {pair}: write it as {flag} key=value{f', for example {example}' if example else ''}")
         result[key] = value
     return result

@@ -12,13 +12,13 @@ from the embedded flights. Sizes are read off the weights; whatever else is the 
 # pyright: reportMissingImports=false
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxtrain import cli
 from jaxtrain.data.weights_file import read_weights
 from jaxtrain.engine import config as configs
 from jaxtrain.errors import UserError
@@ -130,23 +130,17 @@ def by_role(scalers: Mapping[str, Mapping[str, Any]]) -> Scalers:
     return found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python scripts/convert_cbh.py", description=__doc__, formatter_class=style)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, required=True, help="new run folder")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. data.path=flights")
     options = parser.parse_args(arguments)
-    try:
-        unsplit = [text for text in options.set if "=" not in text]
-        if unsplit:
-            raise UserError(f"--set {unsplit[0]}: write KEY=VALUE, for example data.test_flight=C")
-        print(convert(options.weights, options.workdir, dict(text.split("=", 1) for text in options.set)))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    overrides = cli.options(options.set, "--set", "data.test_flight=C")
+    print(convert(options.weights, options.workdir, overrides))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -9,18 +9,17 @@ network was trained under is the preset `baseline`, changed with --set KEY=VALUE
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from jaxtrain import cli
 from jaxtrain.data.headway import splits
 from jaxtrain.data.headway_config import DataConfig
 from jaxtrain.data.keras_file import SUFFIXES, read_keras
 from jaxtrain.data.weights_file import read_weights
 from jaxtrain.engine import config as configs
-from jaxtrain.errors import UserError
 from jaxtrain.models.convlstm_import import import_weights
 
 BASE = Path(__file__).resolve().parents[1] / "configs" / "convlstm.py"
@@ -50,23 +49,17 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return recorded or arrays
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python scripts/convert_convlstm.py", description=__doc__, formatter_class=style)
     parser.add_argument("--weights", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, required=True, help="new run folder")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting, e.g. data.path=arrivals.parquet")
     options = parser.parse_args(arguments)
-    try:
-        unsplit = [text for text in options.set if "=" not in text]
-        if unsplit:
-            raise UserError(f"--set {unsplit[0]}: write KEY=VALUE, for example data.horizon=15")
-        print(convert(options.weights, options.workdir, dict(text.split("=", 1) for text in options.set)))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    overrides = cli.options(options.set, "--set", "data.horizon=15")
+    print(convert(options.weights, options.workdir, overrides))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtrain import cli
 from jaxtrain.data.dataset import Statistics
 from jaxtrain.data.traffic import DataConfig, splits
 from jaxtrain.data.traffic_graph import edge_weights, neighbor_lists
@@ -113,7 +114,7 @@ def _typical_mean(imported: Imported, statistics: Statistics, config: DataConfig
     return float(np.median(model({name: jnp.asarray(value) for name, value in batch.items()}).means))
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python scripts/convert_stmgt.py", description=__doc__, formatter_class=style)
     parser.add_argument("--weights", type=Path, required=True)
@@ -125,17 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="data.KEY=VALUE",
                         help="another data setting, e.g. data.step_minutes=15")  # fmt: skip
     options = parser.parse_args(arguments)
-    try:
-        unsplit = [text for text in options.set if "=" not in text]
-        if unsplit:
-            raise UserError(f"--set {unsplit[0]}: write KEY=VALUE, for example data.step_minutes=15")
-        overrides = dict(text.split("=", 1) for text in options.set)
-        print(convert(options.weights, options.data, options.workdir, options.out_steps, options.output_space, overrides))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    overrides = cli.options(options.set, "--set", "data.step_minutes=15")
+    print(convert(options.weights, options.data, options.workdir, options.out_steps, options.output_space, overrides))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

@@ -11,13 +11,13 @@ the alphabet. Weights of the library that the earlier fleet system was built on 
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from jaxtrain import cli
 from jaxtrain.data.dataset import Statistics
 from jaxtrain.data.weights_file import read_weights
 from jaxtrain.engine import config as configs
@@ -81,7 +81,7 @@ def _rows(statistics: Statistics, name: str) -> np.ndarray:
     return np.array([0, *(1 + order.index(text) for text in texts)])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python scripts/convert_tft.py", description=__doc__, formatter_class=style)
     parser.add_argument("--weights", type=Path, required=True)
@@ -90,17 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--preset", default="electricity", help="of configs/tft.py (default: electricity)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="another setting, e.g. data.groups=\"('id',)\"")
     options = parser.parse_args(arguments)
-    try:
-        unsplit = [text for text in options.set if "=" not in text]
-        if unsplit:
-            raise UserError(f"--set {unsplit[0]}: write KEY=VALUE, for example data.time=timestamp")
-        overrides = dict(text.split("=", 1) for text in options.set)
-        print(convert(options.weights, options.data, options.workdir, options.preset, overrides))
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+    overrides = cli.options(options.set, "--set", "data.time=timestamp")
+    print(convert(options.weights, options.data, options.workdir, options.preset, overrides))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(main)

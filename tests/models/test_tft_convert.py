@@ -2,6 +2,9 @@
 
 import importlib.util
 import json
+import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from tft_problem import parameters
 import jaxtrain
 from jaxtrain import evaluate
 from jaxtrain.engine.run import open_run
+from jaxtrain.errors import UserError
 from jaxtrain.models.tft import TFT
 from jaxtrain.models.tft_import import import_weights
 from jaxtrain.tasks.tft import Task
@@ -144,7 +148,8 @@ def test_evaluate_scores_a_converted_run(files: Path, script: types.ModuleType, 
     assert evaluate.main(["--workdir", str(tmp_path / "run"), "--output", str(tmp_path / "scores.json")]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["examples"] > 0 and np.isfinite(scores["scores"]["model"]["qrisk_50"])
-    assert script.main(arguments) == 2 and "not empty" in capsys.readouterr().err
+    with pytest.raises(UserError, match="not empty"):
+        script.main(arguments)
 
 
 @pytest.mark.parametrize(
@@ -159,15 +164,18 @@ def test_evaluate_scores_a_converted_run(files: Path, script: types.ModuleType, 
     ],
 )
 def test_weights_that_do_not_fit_are_one_line(
-    files: Path, script: types.ModuleType, tmp_path: Path, capsys: Any, weights: str, more: dict[str, Any], said: str
+    files: Path, script: types.ModuleType, tmp_path: Path, weights: str, more: dict[str, Any], said: str
 ) -> None:
     np.savez(files / "groups.npz", **published(groups=5))  # type: ignore[arg-type]
     np.savez(files / "library.npz", **{"multi_horizon_attn.v.weight": np.zeros((2, 2))})  # type: ignore[arg-type]
-    assert script.main(command(files, tmp_path / "run", weights, **more)) == 2
-    message = capsys.readouterr().err.strip()
-    assert said in message and "\n" not in message and not (tmp_path / "run").exists()
+    with pytest.raises(UserError, match=re.escape(said)) as error:
+        script.main(command(files, tmp_path / "run", weights, **more))
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()
 
 
-def test_a_setting_without_a_value_is_one_line(files: Path, script: types.ModuleType, tmp_path: Path, capsys: Any) -> None:
-    assert script.main([*command(files, tmp_path / "run"), "--set", "data.time"]) == 2
-    assert "--set data.time: write KEY=VALUE" in capsys.readouterr().err
+def test_a_setting_without_a_value_is_one_line(files: Path, tmp_path: Path) -> None:
+    """Of the whole command: exit code and what it prints."""
+    words = [sys.executable, str(ROOT / "scripts" / "convert_tft.py"), *command(files, tmp_path / "run"), "--set", "data.time"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: --set data.time: write it as --set key=value, for example data.time=timestamp\n"
