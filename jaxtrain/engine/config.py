@@ -135,8 +135,7 @@ def duration(text: str, steps_per_epoch: float, where: str) -> int:
 
 def length(text: str, steps_per_epoch: float, where: str) -> float:
     """As `duration`, with the fraction of a step that epochs may end in."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st)", text)
-    if match is None:
+    if (match := re.fullmatch(r"(\d+(?:\.\d+)?)(ep|st)", text)) is None:
         raise UserError(f'config.{where}: {text!r} is not a duration; write epochs as "10ep" or steps as "500st"')
     return float(match[1]) * (steps_per_epoch if match[2] == "ep" else 1)
 
