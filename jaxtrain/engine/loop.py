@@ -69,7 +69,7 @@ class Rhythm:
         return min([*stops, self._after(step, self.save)] if self.save else stops)
 
     def _at(self, step: int, every: float) -> bool:
-        return round(round((step - self.first) / every) * every) == step - self.first
+        return self._after(step - 1, every) == step
 
     def _after(self, step: int, every: float) -> int:
         times = math.floor((step - self.first) / every)  # the last one before the step, or one of its neighbours
