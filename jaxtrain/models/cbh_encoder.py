@@ -80,7 +80,9 @@ class NadirPool(nnx.Module):
         away = row[:, :, None] ** 2 + column**2
         logits = wide @ self.content[...].astype(jnp.float32) / features**0.5 - SHARPNESS * jax.nn.softplus(self.narrow[...]) * away
         weights = jax.nn.softmax(logits, axis=(1, 2))
-        return Encoded(jnp.einsum("nhw,nhwd->nd", weights, wide), weights)
+        # Maps as rows of one matrix each: of four axes XLA's CPU compiler makes a transposed copy, value by value.
+        rows = wide.reshape(len(wide), -1, features)
+        return Encoded(jnp.matmul(weights.reshape(len(wide), 1, -1), rows)[:, 0], weights)
 
 
 class Encoder(nnx.Module):

@@ -5,12 +5,14 @@ slope, the same result to the bit, and everything else is done on a quarter of t
 alone, takes its sums over pooled maps, and subtracts means before it multiplies, which float32 needs where sums nearly cancel.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 EPSILON = 1e-5
+PARTS = 16  # that sums over places are cut into, at most
 
 
 class Modulation(NamedTuple):
@@ -49,12 +51,12 @@ def pool_known(x: jax.Array, m: Modulation, moments: Moments, slope: float) -> j
 
 
 class _Kept(NamedTuple):
-    """Of the forward pass: x (N, H, W, C), its pooled values (N, h, w, C), and (N, C) or (1, C): shift, rate, both of the norm."""
+    """Of the forward pass: x (N, H, W, C), its pooled values normalised (N, h, w, C), and (N, C) or (1, C): center, sigma, mean."""
 
     x: jax.Array
-    picked: jax.Array
+    u: jax.Array  # float32
     center: jax.Array  # what is subtracted from x
-    rate: jax.Array
+    sigma: jax.Array
     mean: jax.Array  # of x over places (N, C)
     m: Modulation
 
@@ -64,9 +66,10 @@ def _forward(x: jax.Array, m: Modulation, groups: int, slope: float) -> tuple[tu
     center = _pooled_over(mean + m.conv_bias, groups)
     second = _pooled_over(square + (2 * mean + m.conv_bias) * m.conv_bias, groups)
     var = jnp.maximum(second - center**2, 0)
-    rate = jax.lax.rsqrt(var + EPSILON)
-    kept = _Kept(x, _picked(x, m.scale * m.gain), center - m.conv_bias, rate, mean, m)
-    u = _normed(kept)
+    sigma = jnp.sqrt(var + EPSILON)
+    # A quotient: XLA stores it once, whereas it would pick from x again wherever a product is read.
+    u = (_picked(x, m.scale * m.gain).astype(jnp.float32) - _wide(center - m.conv_bias)) / _wide(sigma)
+    kept = _Kept(x, u, center - m.conv_bias, sigma, mean, m)
     v = _wide(m.scale) * u + _wide(m.bias)
     # A choice between two maps comes last, for the reason given in `_spread`.
     y = jnp.where(v >= 0, _wide(m.gain) * v + _wide(m.offset), _wide(slope * m.gain) * v + _wide(m.offset)).astype(x.dtype)
@@ -76,19 +79,22 @@ def _forward(x: jax.Array, m: Modulation, groups: int, slope: float) -> tuple[tu
 
 def _backward(groups: int, slope: float, kept: _Kept, cotangents: tuple[jax.Array, Moments]) -> tuple[jax.Array, Modulation]:
     x, m = kept.x, kept.m
-    dy = cotangents[0].astype(jnp.float32)
-    u = _normed(kept)
-    v = _wide(m.scale) * u + _wide(m.bias)
-    dv = dy * _wide(m.gain) * jnp.where(v >= 0, 1.0, slope)
-    sums = [jnp.sum(part, (1, 2)) for part in (dy, dy * _leaky(v, slope), dv, dv * u)]
-    along, across = (_pooled_over(m.scale * part, groups) / (x.shape[1] * x.shape[2]) for part in sums[2:])
-    du = dv * _wide(m.scale) / _ties(x, kept.picked)
-    dx = _spread(kept.rate[:, None, None] * du, kept, kept.rate * along, kept.rate**2 * across)
-    away = (kept.mean - kept.center) * kept.rate  # mean of the normalised map over places
-    dbias = kept.rate * (m.scale * sums[2] - x.shape[1] * x.shape[2] * (along + away * across))
-    return dx.astype(x.dtype), Modulation(
-        jnp.sum(dbias, 0), jnp.sum(sums[3], 0), jnp.sum(sums[2], 0), _like(sums[1], m.gain), _like(sums[0], m.offset)
-    )
+    dy, places, rate = cotangents[0], x.shape[1] * x.shape[2], 1 / kept.sigma
+
+    def before_gain(dy: jax.Array, u: jax.Array) -> jax.Array:
+        return jnp.where(_wide(m.scale) * u + _wide(m.bias) >= 0, dy, slope * dy)
+
+    # Three sums give all gradients: of dy, of dy behind LeakyReLU's slope, and of that times u.
+    plain = sum_over_places(lambda dy, u: dy, dy, kept.u)
+    sloped = sum_over_places(before_gain, dy, kept.u)
+    tilted = sum_over_places(lambda dy, u: before_gain(dy, u) * u, dy, kept.u)
+    dgain, dbias, dscale = m.scale * tilted + m.bias * sloped, m.gain * sloped, m.gain * tilted
+    along, across = (_pooled_over(m.scale * part, groups) / places for part in (dbias, dscale))
+    du = _wide(rate * m.scale * m.gain) * before_gain(dy.astype(jnp.float32), kept.u)
+    dx = _spread(du / _ties(x, m.scale * m.gain), kept, rate * along, rate**2 * across)
+    away = (kept.mean - kept.center) * rate  # mean of the normalised map over places
+    dconv = rate * (m.scale * dbias - places * (along + away * across))
+    return dx.astype(x.dtype), Modulation(jnp.sum(dconv, 0), jnp.sum(dscale, 0), jnp.sum(dbias, 0), _like(dgain, m.gain), _like(plain, m.offset))
 
 
 def _primal(x: jax.Array, m: Modulation, groups: int, slope: float) -> tuple[jax.Array, Moments]:
@@ -118,27 +124,30 @@ def _like(sums: jax.Array, part: jax.Array) -> jax.Array:
     return sums if len(part) == len(sums) else jnp.sum(sums, 0, keepdims=True)
 
 
-def _normed(kept: _Kept) -> jax.Array:
-    return (kept.picked.astype(jnp.float32) - _wide(kept.center)) * _wide(kept.rate)
-
-
 def _leaky(v: jax.Array, slope: float) -> jax.Array:
     return jnp.where(v >= 0, v, slope * v)
 
 
 def _mean_and_square(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and mean square over places: (N, H, W, C) -> two (N, C), float32.
+    """Mean and mean square over places: (N, H, W, C) -> two (N, C), float32."""
+    places = x.shape[1] * x.shape[2]
+    return sum_over_places(lambda x: x, x) / places, sum_over_places(lambda x: x**2, x) / places
 
-    Corners of blocks are added first, one after the other: on CPU XLA adds faster than it reduces (twice, measured).
+
+def sum_over_places(of: Callable[..., jax.Array], *maps: jax.Array) -> jax.Array:
+    """of(*maps), element by element, summed over places: maps (N, H, W, C) -> (N, C), float32.
+
+    Parts of the places are added first, one after the other: on CPU XLA adds faster than it reduces (nine times, measured).
     """
-    height, width = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    edges = [x[:, height:], x[:, :height, width:]]
-    sums = []
-    for power in (1, 2):
-        corners = sum(corner.astype(jnp.float32) ** power for corner in _corners(x))
-        parts = [corners, *(edge.astype(jnp.float32) ** power for edge in edges if edge.size)]
-        sums.append(sum(jnp.sum(part, (1, 2)) for part in parts) / (x.shape[1] * x.shape[2]))
-    return sums[0], sums[1]
+    examples, height, width, channels = maps[0].shape
+    parts = max(k for k in range(1, PARTS + 1) if height * width % k == 0)
+    cut = [a.reshape(examples, height * width // parts, parts, channels) for a in maps]
+    total = of(*(a[:, :, :1].astype(jnp.float32) for a in cut))
+    for i in range(1, parts):
+        total += of(*(a[:, :, i : i + 1].astype(jnp.float32) for a in cut))
+    # A product, into which XLA merges nothing.
+    ones = jnp.ones((examples, 1, total.shape[1]))
+    return jnp.matmul(ones, total[:, :, 0], precision=jax.lax.Precision.HIGHEST)[:, 0]
 
 
 def _corners(x: jax.Array) -> list[jax.Array]:
@@ -153,8 +162,9 @@ def _picked(x: jax.Array, sign: jax.Array) -> jax.Array:
     return jnp.where(_wide(sign) >= 0, high, low)
 
 
-def _ties(x: jax.Array, picked: jax.Array) -> jax.Array:
+def _ties(x: jax.Array, sign: jax.Array) -> jax.Array:
     """How many of a block's values are the picked one: they share its gradient."""
+    picked = _picked(x, sign)
     return sum((corner == picked).astype(jnp.float32) for corner in _corners(x))  # pyright: ignore[reportReturnType]
 
 
@@ -163,7 +173,7 @@ def _spread(du: jax.Array, kept: _Kept, level: jax.Array, tilt: jax.Array) -> ja
 
     The difference of two whole maps comes last: XLA does it once, whereas it repeats, in every use, what reads one map alone.
     """
-    x, picked = kept.x, kept.picked
+    x, picked = kept.x, _picked(kept.x, kept.m.scale * kept.m.gain)
     examples, height, width, channels = picked.shape
     even = x[:, : 2 * height, : 2 * width].reshape(examples, height, 2, width, 2, channels)
     spread = jnp.where(even == picked[:, :, None, :, None], du[:, :, None, :, None], 0)
