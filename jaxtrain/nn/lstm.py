@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxtrain.nn.linear import Linear
+from jaxtrain.nn.linear import Linear, row_sum
 
 State = tuple[jax.Array, jax.Array]  # h, c (B, H)
 
@@ -92,7 +92,7 @@ def _backward(hoisted, saved, cotangents):  # type: ignore[no-untyped-def]
     before = jnp.concatenate([h0[None].astype(hs.dtype), hs[:-1]]).reshape(-1, hs.shape[-1])
     d_x = (flat @ wx.T).reshape(x.shape)
     d_wx, d_wh = x.reshape(-1, x.shape[-1]).T @ flat, before.T @ flat
-    return d_x, d_wx, d_wh, flat.sum(0, dtype=jnp.float32).astype(wx.dtype), d_h, d_c, None
+    return d_x, d_wx, d_wh, row_sum(flat.astype(jnp.float32)).astype(wx.dtype), d_h, d_c, None
 
 
 scan_lstm.defvjp(_forward, _backward)
