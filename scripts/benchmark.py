@@ -33,6 +33,7 @@ import numpy as np
 
 from jaxtrain import cli
 from jaxtrain.engine import config as configs
+from jaxtrain.engine.report import format_bytes, number, table, write_json
 from jaxtrain.errors import UserError
 
 
@@ -74,9 +75,7 @@ def main(argv: list[str]) -> int:
     result |= {"rows": rows, "peers": peers, "first": started}
     text = render(result)
     print(text)
-    temporary = arguments.output.with_name(f".{arguments.output.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    temporary.replace(arguments.output)
+    write_json(arguments.output, result)
     return 0
 
 
@@ -272,8 +271,6 @@ def _lines(path: str) -> list[str]:
 
 def render(result: Mapping[str, Any]) -> str:
     """The printed tables."""
-    from jaxtrain.engine.report import format_bytes, number, table
-
     head = ["program", "compile s", "step ms", "min", "max", "CPU ms", "samples/s", "input wait", "memory", "of matmul", "of copy", "MFU"]
     rows = [head]
     for r in result["rows"]:
@@ -319,8 +316,6 @@ def cost_of_members(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -
 
 def peer_row(result: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], list[str]]:
     """A peer's row, with the ratios to our fastest float32 program."""
-    from jaxtrain.engine.report import format_bytes, number
-
     ours = min((r for r in result["rows"] if r["precision"] == "float32" and r["members"] == 1), key=lambda r: r["step_s"]["median"])
     ours_wall = {"train": ours["step_s"]["median"], "infer": ours.get("infer_s", {}).get("median")}
 

@@ -1,25 +1,33 @@
 """The benchmark measures the program that the loop runs."""
 
 import importlib.util
+import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
 
 from jaxtrain.engine import config as configs
+from jaxtrain.errors import UserError
 
 ROOT = Path(__file__).parents[1]
+
+
+def script(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where a dataclass looks its module up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def benchmark(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    spec = importlib.util.spec_from_file_location("benchmark", ROOT / "scripts" / "benchmark.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     cached = jax.config.jax_enable_compilation_cache
-    yield module
+    yield script("benchmark")
     jax.config.update("jax_enable_compilation_cache", cached)
 
 
@@ -61,3 +69,29 @@ def test_the_table_compares_with_our_fastest_float32_program(benchmark) -> None:
     lines = benchmark.render(result).splitlines()[-2:]
     assert lines[0].startswith("other, train") and lines[0].split()[-2:] == ["3.00", "2.50"]
     assert lines[1].startswith("loader, input") and lines[1].split()[-2:] == ["-", "-"]
+
+
+def test_the_summary_takes_the_fastest_program_of_a_peer() -> None:
+    module = script("benchmark_all")
+    case = module.Case("x.py", (), "", {"trainer": 1.5, "loop": 2.0})
+    ours = {"samples_per_second": 30.0, "cpu_s": 0.5, "batch": 4}
+    peers = [
+        {"program": "trainer, 0 workers", "mode": "train", "windows_per_s": 10.0, "cpu_s": 1.0},
+        {"program": "trainer, 2 workers", "mode": "train", "windows_per_s": 20.0, "cpu_s": 1.25},
+        {"program": "trainer, 2 workers", "mode": "infer", "windows_per_s": 90.0, "cpu_s": 0.1},
+        {"program": "loop", "mode": "train", "windows_per_s": 60.0, "cpu_s": 0.25},
+    ]
+    rows = module.compare(case, {"rows": [ours], "peers": peers})
+    assert rows[0] == ["x.py", "4", "30.00", "trainer, 2 workers", "20.00", "1.50", "2.50", "1.5"]
+    assert rows[1][5:] == ["0.50", "0.50", "2"]
+    with pytest.raises(UserError, match="no program 'loop'"):
+        module.compare(case, {"rows": [ours], "peers": peers[:2]})
+
+
+def test_the_summary_runs_shipped_configs() -> None:
+    module = script("benchmark_all")
+    for case in module.CASES:
+        overrides = dict(option.removeprefix("--config.").split("=", 1) for option in case.options if option.startswith("--config."))
+        configs.load(str(ROOT / "configs" / case.config), overrides)
+    with pytest.raises(UserError, match="--only nothing: no case"):
+        module.main(["--peers", "python", "--only", "nothing"])
