@@ -4,6 +4,7 @@ import argparse
 import errno
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOT
 def run(command: Callable[[Sequence[str]], int]) -> None:
     """Run a command; a UserError or a full disk is one line and exit code 2, a traceback is a bug of ours."""
     sys.unraisablehook = _unraisable
+    warnings.formatwarning = _warning
     try:
         code = command(sys.argv[1:])
     except UserError as error:
@@ -22,13 +24,19 @@ def run(command: Callable[[Sequence[str]], int]) -> None:
     except OSError as error:
         if error.errno not in USER_ERRNOS:
             raise
-        fail(f"{error.filename or 'file'}: {error.strerror}; make room or choose another folder, then repeat the command")
+        remedy = "change its permissions or" if error.errno == errno.EACCES else "make room or"
+        fail(f"{error.filename or 'file'}: {error.strerror}; {remedy} choose another folder, then repeat the command")
     except KeyboardInterrupt:
         fail("interrupted", 130)
     else:
         sys.stdout.flush()
         if code:
             sys.exit(code)
+
+
+def _warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """What our own code warns of is for the user, who need not see where it stands."""
+    return f"note: {message}\n" if category is UserWarning else f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _unraisable(fault: Any) -> None:

@@ -81,6 +81,8 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
             table = pyarrow.table({name: list(column) if name in wide else column for name, column in columns.items()})
             pyarrow.parquet.write_table(table, temporary) if path.suffix == ".parquet" else pyarrow.csv.write_csv(table, temporary)
         temporary.replace(path)
+    except FileNotFoundError:
+        raise UserError(f"--output {path}: no file can be made in {path.parent}; choose another folder") from None
     finally:
         temporary.unlink(missing_ok=True)
 

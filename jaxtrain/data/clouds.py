@@ -6,7 +6,9 @@ heading where known), height_km (B,), reference_km (B, 5) = near, last, ridge, b
 flight, role (B,) int32: position in the statistics' `flights`, and one of `clouds_splits.ROLES`.
 """
 
+import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from jaxtrain.data import clouds_splits as parts
 from jaxtrain.data.clouds_arrays import dataset, gather, shared_arrays
 from jaxtrain.data.clouds_config import DataConfig, check_config
 from jaxtrain.data.clouds_files import read_triple
-from jaxtrain.data.clouds_flight import Flight
+from jaxtrain.data.clouds_flight import Flight, from_north
 from jaxtrain.data.clouds_statistics import label_facts, training_statistics
 from jaxtrain.data.clouds_synthetic import flights as embedded_flights
 from jaxtrain.data.dataset import Dataset, Splits, Statistics
@@ -35,14 +37,18 @@ def splits(config: DataConfig) -> Splits:
     flights = read_flights(config)
     names = [flight.name for flight in flights]
     _check_shapes(config, flights)
-    flights, centres, fills, notes = _windows(config, flights)
+    flights, turned = _one_azimuth(config, flights)
+    flights, centres, previous, fills, notes = _windows(config, flights)
+    notes += turned + _prepared_notes(config)
     roles = parts.roles(config, flights, centres)
     parts.check_roles(config, flights, roles, config.path or "embedded flights")
     arrays = shared_arrays(config, flights, fills)
     index = _index(flights, centres, roles)
     statistics = training_statistics(config, arrays, index, names)
     mean_km = float(statistics["height_mean"])
-    arrays["reference_km"], ridge, more = reference.references(config, flights, centres, roles, arrays, index, mean_km)
+    arrays["reference_km"], ridge, more = reference.references(
+        config, flights, centres, previous, roles, arrays, index, mean_km
+    )
     statistics |= ridge | label_facts([flight.height_km[parts.labelled_frames(config, flight)] for flight in flights])
     chosen = ((parts.TRAIN,), parts.VALID_ROLES[config.valid_rows], parts.TEST_ROLES)
     train, valid, test = (index[np.isin(index[:, 2], wanted)] for wanted in chosen)
@@ -73,6 +79,10 @@ def labelled(
 ) -> Dataset:
     """As `inputs`, but the labelled windows only."""
     flight = _served(config, statistics, path, nav, lidar, calibrate)
+    trained = [flight.name for flight in config.flights if Path(flight.images or flight.file).name == Path(path).name]
+    if trained and trained[0] != config.test_flight:
+        warnings.warn(f"{path}: is flight {trained[0]} of the run, which it knows; its scores, called {config.test_flight}, are no test",
+                      stacklevel=2)  # fmt: skip
     asked = parts.labelled_frames(config, flight)
     if not asked.any():
         raise UserError(f"{path}: no frame has a label inside data.base_km {config.base_km}; give a labelled file, or lidar=FILE")
@@ -102,6 +112,14 @@ def read_flights(config: DataConfig) -> list[Flight]:
     return [clouds_prepared.read(reading, entry) if entry.file else read_triple(reading, entry) for entry in config.flights]
 
 
+def _prepared_notes(config: DataConfig) -> tuple[str, ...]:
+    """That prepared frames are taken as they are, where the config asks for something else."""
+    prepared = [entry.name for entry in config.flights if entry.file]
+    if not config.path or not prepared or (tuple(config.rows) == (0, 0) and config.reduce == 1):
+        return ()
+    return (f"flight {', '.join(prepared)}: prepared, so data.rows and data.reduce change nothing; prepare with --rows, --reduce",)
+
+
 def _check_shapes(config: DataConfig, flights: Sequence[Flight]) -> None:
     shapes = {flight.name: flight.frames.shape[1:] for flight in flights}
     if len(set(shapes.values())) > 1:
@@ -110,24 +128,36 @@ def _check_shapes(config: DataConfig, flights: Sequence[Flight]) -> None:
                         "set data.rows or reduce so that all agree")  # fmt: skip
 
 
+def _one_azimuth(config: DataConfig, flights: list[Flight]) -> tuple[list[Flight], tuple[str, ...]]:
+    """The azimuth counts from the same direction in all flights: from the heading only where each has one."""
+    without = [flight.name for flight in flights if flight.heading is None]
+    if "saa" not in config.needed_angles or len(without) in (0, len(flights)):
+        return flights, ()
+    note = f"no heading in flight {', '.join(without)}: the azimuth counts from north in all flights; give every flight a heading"
+    return [from_north(flight) for flight in flights], (note,)
+
+
 def _windows(
     config: DataConfig, flights: Sequence[Flight]
-) -> tuple[list[Flight], list[np.ndarray], list[np.ndarray], tuple[str, ...]]:
-    """Per flight: itself (with only the frames it needs, if they are read now), centre frames of its labelled windows, and
-    the value for non-finite pixels; and notes."""
-    kept, centres, fills, notes = [], [], [], ()
+) -> tuple[list[Flight], list[np.ndarray], list[np.ndarray], list[np.ndarray], tuple[str, ...]]:
+    """Per flight: itself (with only the frames it needs, if they are read now), centre frames of its labelled windows, the label
+    before each (NaN for the first), and the value for non-finite pixels; and notes."""
+    kept, centres, previous, fills, notes = [], [], [], [], ()
     for flight in flights:
         labelled = parts.labelled_frames(config, flight)
         windows = parts.whole_windows(config, flight, labelled)
+        before = reference.previous_label(config, flight, windows.centres)  # of all labels: few frames may be left afterwards
         flight, windows = parts.take_used(config, flight, windows)
         scan = clouds_frames.scan(flight.frames, parts.used_frames(config, windows.centres))
-        windows = parts.clear_windows(config, windows, scan.bad)
+        found = parts.clear_windows(config, windows, scan.bad)
+        previous.append(before[np.isin(windows.centres, found.centres)])
+        windows = found
         kept.append(flight)
         centres.append(windows.centres)
         fills.append(scan.fill)
         notes += flight.notes + clouds_frames.check_scan(scan, flight.source, flight.name)
         notes += (funnel_note(flight, int(labelled.sum()), windows),)
-    return kept, centres, fills, notes
+    return kept, centres, previous, fills, notes
 
 
 def funnel_note(flight: Flight, labels: int, windows: parts.Windows) -> str:
@@ -159,6 +189,9 @@ def _weights(config: DataConfig, index: np.ndarray, names: Sequence[str]) -> np.
 def _weight_notes(config: DataConfig, index: np.ndarray, names: Sequence[str], weights: np.ndarray | None) -> tuple[str, ...]:
     if weights is None:
         return ()
+    if config.overweight_flight not in {names[number] for number in index[:, 1]}:
+        raise UserError(f"config.data.overweight_flight: {config.overweight_flight} has no training window, there is nothing to draw more "
+                        "often; name another flight or set it to \"\"")  # fmt: skip
     share = weights[index[:, 1] == names.index(config.overweight_flight)].sum() / weights.sum()
     return (f"flight {config.overweight_flight} x {config.overweight_factor:g}: {share:.0%} of the training draws",)
 
@@ -183,4 +216,4 @@ def _served(config: DataConfig, statistics: Statistics, path: str, nav: str, lid
         raise UserError(f"option calibrate: {calibrate} is not possible; give the number of labels, 0 for none")
     flight = clouds_serving.read(config, path, nav, lidar)
     clouds_serving.check_fits(config, statistics, flight)
-    return flight
+    return clouds_serving.as_trained(config, statistics, flight)

@@ -11,6 +11,7 @@ from jaxtrain.errors import UserError
 PER_FRAME = ("time", "sza", "saa", "height_km", "oracle_km", "frame_id", "heading", "lat", "lon")
 ANGLES = {"sza": "solar zenith", "saa": "solar azimuth", "heading": "heading"}
 MAX_UNKNOWN_ANGLES = 0.05  # of a flight's frames
+LATEST_S = 1e11  # more than three thousand years: milliseconds
 GAP_STEPS = 1.5  # a step longer than so many median ones is a gap
 
 
@@ -80,6 +81,7 @@ def check_times(time: np.ndarray, frames: int, place: str) -> np.ndarray:
     """The frames' times as float64. Raises UserError where they are not finite, not increasing, or not one per frame."""
     if time.shape != (frames,):
         raise UserError(f"{place}: {time.shape} times for {frames} frames; give one per frame")
+    check_seconds(time, place)
     time = time.astype(np.float64)
     if not np.isfinite(time).all():
         row = int(np.argmin(np.isfinite(time)))
@@ -90,6 +92,15 @@ def check_times(time: np.ndarray, frames: int, place: str) -> np.ndarray:
         row = int(np.argmax(falls)) + 1
         raise UserError(f"{place}: [{row}] is {time[row]:.3f} after {time[row - 1]:.3f}; times must increase; drop repeated frames")
     return time
+
+
+def check_seconds(time: np.ndarray, place: str) -> None:
+    """Raises UserError for epoch seconds that float32 cannot tell apart, or that are milliseconds."""
+    largest = float(np.nanmax(time, initial=-np.inf))
+    if time.dtype.itemsize < 8 and time.dtype.kind == "f" and largest > 2**24:
+        raise UserError(f"{place}: stored as {time.dtype}, whose steps are {np.spacing(np.float32(largest)):g} s there; store float64")
+    if np.isfinite(largest) and largest > LATEST_S:
+        raise UserError(f"{place}: {largest:g} is no time in UTC seconds; divide milliseconds by 1000")
 
 
 def check_angles(angles: Mapping[str, np.ndarray], place: str) -> None:
@@ -120,6 +131,13 @@ def azimuth_notes(azimuth: np.ndarray, name: str) -> tuple[str, ...]:
     """A sentence about azimuths outside 0..360 degrees, which are brought into it."""
     outside = int(((azimuth < 0) | (azimuth > 360)).sum())
     return (f"flight {name}: {outside} azimuths outside 0..360 were turned into it",) if outside else ()
+
+
+def from_north(flight: Flight) -> Flight:
+    """The flight with an azimuth that counts from north, and without a heading."""
+    if flight.heading is None:
+        return flight
+    return replace(flight, saa=np.mod(flight.saa + flight.heading, 360).astype(np.float32), heading=None)
 
 
 def relative_azimuth(saa: np.ndarray, heading: np.ndarray | None) -> np.ndarray:

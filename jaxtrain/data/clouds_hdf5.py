@@ -21,6 +21,8 @@ def opened(path: str) -> Iterator[Any]:
             yield content
     except (OSError, RuntimeError, KeyError) as fault:
         reason = " ".join(str(fault).split())
+        if isinstance(fault, PermissionError) or "ermission denied" in reason:
+            raise UserError(f"{path}: may not be read (permission denied); change its permissions") from None
         raise UserError(f"{path}: {file.stat().st_size:,} bytes, not a readable HDF5 file ({reason}); copy or download it again") from None
 
 
@@ -35,6 +37,8 @@ def dataset(file: Any, path: str, key: str) -> Any:
         group, missing = file, key.split("/")
         while len(missing) > 1 and missing[0] in group and hasattr(group[missing[0]], "keys"):
             group = group[missing.pop(0)]
+        if key in file:
+            raise UserError(f"{path}: {key}: is a group that holds {', '.join(file[key]) or 'nothing'}, not a dataset; name one in it")
         raise UserError(f"{path}: {key}: not there; {group.name} holds {', '.join(group) or 'nothing'}")
     found = file[key]
     if found.dtype.kind not in "fiub":

@@ -61,8 +61,14 @@ def read_labels(path: str, year: int | None, frame_time: np.ndarray, base_km: tu
     if len(frames) < MIN_LABELS:
         steps = " -> ".join(f"{count} {name}" for name, count in funnel)
         away = f"{np.median(np.abs(offset[inside])):.1f} s" if inside.any() else "unknown"
-        raise UserError(f"{path}: fewer than {MIN_LABELS} labels ({steps}; median distance to a frame {away}); clock offset? data.match_s "
-                        f"({match_s:g})? data.base_km ({base_km[0]:g}, {base_km[1]:g})?")  # fmt: skip
+        asked = {
+            "ocean": f"over land, or {SURFACE}, {GROUND} not in metres?",
+            "finite": f"fill values in {BASE}?",
+            "in range": f"data.base_km ({base_km[0]:g}, {base_km[1]:g})?",
+            "matched": f"clock offset? data.match_s ({match_s:g})?",
+        }
+        short = next(name for name, count in funnel[1:] if count < MIN_LABELS)
+        raise UserError(f"{path}: fewer than {MIN_LABELS} labels ({steps}; median distance to a frame {away}); {asked[short]}")
     return Labels(height_km, funnel)
 
 
@@ -72,22 +78,26 @@ def file_year(path: str, year: int | None) -> int:
     if match:
         return 2000 + int(match[2])
     if year is None:
-        raise UserError(f"{path}: no date like 12feb25 in the file's name; add year to the flight")
+        raise UserError(f"{path}: no date like 12feb25 in the file's name; add one, or year to the flight of the config")
     return year
 
 
 def profile_times(day: np.ndarray, year: int, path: str) -> np.ndarray:
     """(P,) float64 epoch s of days of the year with fraction (1 January = 1). A fraction that falls by more than 0.2 without
-    a new day is a midnight that the day missed: the rest is a day later. Not rounded."""
+    a new day is a midnight that the day missed: the rest is a day later. After New Year's Eve the day may go on counting or start
+    anew. Not rounded."""
     if day.dtype != np.float64:
         raise UserError(f"{path}: {DAY}: stored as {day.dtype}, whose steps are seconds long (float32: 2.6 s); store float64")
-    outside = ~((day >= 1) & (day < 367))
+    new_year = datetime(year, 1, 1, tzinfo=UTC)
+    length = (datetime(year + 1, 1, 1, tzinfo=UTC) - new_year).days
+    outside = ~((day >= 1) & (day < length + 2))
     if outside.any():
         row = int(np.argmax(outside))
-        raise UserError(f"{path}: {DAY}: row {row} is {day[row]:g}, no day of the year 1..366; repair the file")
+        raise UserError(f"{path}: {DAY}: row {row} is {day[row]:g}, no day of the year 1..{length}; repair the file")
     whole = np.floor(day)
     missed = np.concatenate([[0], np.cumsum((np.diff(day - whole) < -MIDNIGHT_FALL) & (np.diff(whole) == 0))]) if len(day) else day
-    return datetime(year, 1, 1, tzinfo=UTC).timestamp() + (day - 1 + missed) * DAY_S
+    anew = np.concatenate([[0], np.cumsum(np.diff(whole) < -length / 2)]) if len(day) else day
+    return new_year.timestamp() + (day - 1 + missed + length * anew) * DAY_S
 
 
 def nearest_frames(time: np.ndarray, frame_time: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -107,8 +117,9 @@ def check_overlap(path: str, time: np.ndarray, frame_time: np.ndarray, other: st
     if not len(known):
         raise UserError(f"{path}: holds no time; {remedy}")
     days = (known.min() - frame_time[0]) / DAY_S
+    apart = f"{days:+.2f} days apart" if abs(days) >= 1 else f"{24 * days:+.2f} hours apart; a clock offset"
     raise UserError(f"{path}: {_iso(known.min())} to {_iso(known.max())}, but {other} {_iso(frame_time[0])} to {_iso(frame_time[-1])}: "
-                    f"{days:+.2f} days apart; {remedy}")  # fmt: skip
+                    f"{apart}; {remedy}")  # fmt: skip
 
 
 def _iso(time: float) -> str:

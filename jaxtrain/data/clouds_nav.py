@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxtrain.data.clouds_flight import azimuth_notes, check_angles
+from jaxtrain.data.clouds_flight import azimuth_notes, check_angles, check_seconds
 from jaxtrain.data.clouds_hdf5 import column, has, opened
 from jaxtrain.data.clouds_lidar import DAY_S, check_overlap
 from jaxtrain.errors import UserError
@@ -38,7 +38,7 @@ def read_navigation(path: str, name: str, frame_time: np.ndarray, gap_s: float, 
         if nav_heading:
             columns["heading"] = column(file, path, nav_heading)
         key = nav_time or next((place for place in TIMES if has(file, place)), "")
-        time = column(file, path, key).astype(np.float64) if key else None
+        time = column(file, path, key) if key else None
     columns = {key: values.astype(np.float64) for key, values in columns.items()}
     rows = len(columns["sza"])
     for other, values in {**columns, "time": time}.items():
@@ -61,7 +61,8 @@ def read_navigation(path: str, name: str, frame_time: np.ndarray, gap_s: float, 
 def _by_time(
     path: str, key: str, time: np.ndarray, columns: dict[str, np.ndarray], frame_time: np.ndarray, gap_s: float
 ) -> dict[str, np.ndarray]:
-    time = epoch(time, frame_time[0])
+    check_seconds(time, f"{path}: {key}")
+    time = epoch(time.astype(np.float64), frame_time)
     check_overlap(path, time, frame_time, "the camera", f"is it another flight's file, or another time than {key}? name nav_time")
     return {
         name: _direction(time, values, frame_time, gap_s) if name in ("saa", "heading") else linear(time, values, frame_time, gap_s)
@@ -69,14 +70,18 @@ def _by_time(
     }
 
 
-def epoch(time: np.ndarray, first_frame: float) -> np.ndarray:
-    """Epoch s of times that may be seconds of the first frame's day, which may start anew at midnight."""
+def epoch(time: np.ndarray, frame_time: np.ndarray) -> np.ndarray:
+    """Epoch s of times that may be seconds of the day, which may start anew at midnight: of the camera's first day or, where the
+    camera was switched on after midnight, of the one before."""
     known = np.isfinite(time)
     if not known.any() or np.nanmax(time) >= SECONDS_OF_DAY:
         return time
     passed = np.zeros(len(time))
     passed[np.flatnonzero(known)[1:]] = np.diff(time[known]) < -DAY_S / 2
-    return time + DAY_S * (np.floor(first_frame / DAY_S) + np.cumsum(passed))
+    found = time + DAY_S * (np.floor(frame_time[0] / DAY_S) + np.cumsum(passed))
+    first, last = np.nanmin(found), np.nanmax(found)
+    shared = [min(last - back, frame_time[-1]) - max(first - back, frame_time[0]) for back in (0, DAY_S)]
+    return found - DAY_S if shared[1] >= 0 and shared[1] > shared[0] else found
 
 
 def linear(time: np.ndarray, values: np.ndarray, at: np.ndarray, gap_s: float) -> np.ndarray:

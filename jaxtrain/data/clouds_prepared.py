@@ -63,7 +63,7 @@ def _npz(path: str) -> tuple[dict[str, Any], str]:
 def _h5(path: str) -> tuple[dict[str, Any], str]:
     with opened(path) as file:
         _required(path, file)
-        arrays = {key: dataset(file, path, key)[:] for key in (*REQUIRED[1:], *OPTIONAL) if key in file}
+        arrays = {key: dataset(file, path, key)[()] for key in (*REQUIRED[1:], *OPTIONAL) if key in file}
         frames = dataset(file, path, "frames")
         offset = frames.id.get_offset() if frames.chunks is None else None
         if offset is not None and frames.ndim == 3:
@@ -101,8 +101,10 @@ def _flight(path: str, name: str, arrays: Mapping[str, Any], meta: Mapping[str, 
                         f"{frames.dtype}; set rows or reduce when preparing")  # fmt: skip
     count = frames.shape[0]
     for key in (*REQUIRED[1:], *OPTIONAL):
-        if key in arrays and arrays[key].shape != (count,):
-            raise UserError(f"{path}: {key}: {arrays[key].shape}, but frames has {count}; all must have one row per frame")
+        if key in arrays and np.asarray(arrays[key]).dtype.kind not in "fiub":
+            raise UserError(f"{path}: {key}: holds {arrays[key].dtype}, not numbers; write it as plain numbers")
+        if key in arrays and np.shape(arrays[key]) != (count,):
+            raise UserError(f"{path}: {key}: {np.shape(arrays[key])}, but frames has {count}; all must have one row per frame")
     time = check_times(arrays["time"], count, f"{path}: time")
     check_angles({key: arrays[key] for key in ("sza", "saa", "heading") if key in arrays}, path)
     base, mask = arrays["cloud_base_km"].astype(np.float32), arrays["mask"].astype(bool)
@@ -117,6 +119,8 @@ def _flight(path: str, name: str, arrays: Mapping[str, Any], meta: Mapping[str, 
         first, last = (float(second) for second in meta.get("span", (time[0], time[-1])))
         step = float(meta.get("step_s", median_step(time)))
         funnel = tuple((str(what), int(number)) for what, number in meta.get("funnel", ()))
+        if not (np.isfinite([first, last, step]).all() and first <= time[0] <= time[-1] <= last and 0 < step <= max(1.0, last - first)):
+            raise ValueError
     except (TypeError, ValueError):
         raise UserError(f"{path}: meta: span, step_s or funnel is not as written by scripts/prepare_cbh.py; leave it out") from None
     return Flight(

@@ -46,13 +46,16 @@ def nearest_training(time: np.ndarray, height_km: np.ndarray, train: np.ndarray,
     return result
 
 
-def previous_label(config: DataConfig, flight: Flight, centres: np.ndarray, mean_km: float) -> np.ndarray:
-    """(n,) the label before a window's own, whether or not that one has a whole window; the mean for the first."""
+def previous_label(config: DataConfig, flight: Flight, centres: np.ndarray, first: float = np.nan) -> np.ndarray:
+    """(n,) the label before a window's own, whether or not that one has a whole window; `first` before the first.
+
+    flight: with all of its frames.
+    """
     labelled = np.flatnonzero(labelled_frames(config, flight))
     if not len(labelled):
-        return np.full(len(centres), mean_km)
+        return np.full(len(centres), first)
     before = np.searchsorted(labelled, centres) - 1
-    return np.where(before >= 0, flight.height_km[labelled[np.maximum(before, 0)]], mean_km)
+    return np.where(before >= 0, flight.height_km[labelled[np.maximum(before, 0)]], first)
 
 
 def window_statistics(config: DataConfig, arrays: Any, frames: np.ndarray) -> np.ndarray:
@@ -142,20 +145,21 @@ def fit_boost(features: np.ndarray, height_km: np.ndarray, train: np.ndarray) ->
 
 
 def references(
-    config: DataConfig, flights: Sequence[Flight], centres: Sequence[np.ndarray], roles: Sequence[np.ndarray], arrays: dict[str, Any],
-    index: np.ndarray, mean_km: float,
+    config: DataConfig, flights: Sequence[Flight], centres: Sequence[np.ndarray], previous: Sequence[np.ndarray],
+    roles: Sequence[np.ndarray], arrays: dict[str, Any], index: np.ndarray, mean_km: float,
 ) -> tuple[np.ndarray, Statistics, tuple[str, ...]]:  # fmt: skip
     """((N, 5) float32 km of every frame, the ridge's statistics, notes).
 
-    Frames without a window of the index have NaN in all but the oracle. index: rows of all roles, as `centres` joined.
+    Frames without a window of the index have NaN in all but the oracle. index: rows of all roles, as `centres` joined. previous: the
+    label before each of the centres, NaN for the first.
     """
     result = np.full((len(arrays["height_km"]), len(NAMES)), np.nan, np.float32)
     result[:, ORACLE] = np.concatenate([flight.oracle_km for flight in flights])
     first = 0
-    for flight, mine, role in zip(flights, centres, roles, strict=True):
+    for flight, mine, before, role in zip(flights, centres, previous, roles, strict=True):
         time, height = flight.time[mine], flight.height_km[mine]
         result[first + mine, NEAR] = nearest_training(time, height, role == TRAIN, mean_km)
-        result[first + mine, LAST] = previous_label(config, flight, mine, mean_km)
+        result[first + mine, LAST] = np.where(np.isnan(before), mean_km, before)
         first += len(flight)
     rows, height = index[:, 0], arrays["height_km"][index[:, 0]]
     train, valid = index[:, 2] == TRAIN, np.isin(index[:, 2], VALID_ROLES[config.valid_rows])

@@ -13,11 +13,12 @@ from jaxtrain.data import clouds_splits as parts
 from jaxtrain.data.clouds_arrays import dataset, shared_arrays
 from jaxtrain.data.clouds_config import DataConfig, FlightConfig
 from jaxtrain.data.clouds_files import read_triple
-from jaxtrain.data.clouds_flight import Flight
+from jaxtrain.data.clouds_flight import Flight, from_north
 from jaxtrain.data.clouds_statistics import pixel_moments
 from jaxtrain.data.dataset import Dataset, Statistics
 from jaxtrain.errors import UserError
 
+MANY_FRAMES = 200  # fewer say little about a flight
 UNUSUAL_STD = 3  # pixel level or contrast outside the training flights' range by more than so many of the pixels' std
 
 
@@ -55,6 +56,18 @@ def check_fits(config: DataConfig, statistics: Statistics, flight: Flight) -> No
                         f"{expected[1]}; prepare them with the same rows and reduce")  # fmt: skip
     if len(flight) < config.temporal_frames:
         raise UserError(f"{flight.source}: {len(flight)} frames, but a window needs {config.temporal_frames}; give more")
+
+
+def as_trained(config: DataConfig, statistics: Statistics, flight: Flight) -> Flight:
+    """The flight with an azimuth that counts from where it did in training. Raises UserError where that was a heading it lacks."""
+    if "saa" not in config.needed_angles:
+        return flight
+    if not bool(statistics.get("heading_known", False)):
+        return from_north(flight)
+    if flight.heading is None:
+        raise UserError(f"{flight.source}: has no heading, but the run's azimuth counts from the heading; add it (nav_heading, or "
+                        "`heading` of a prepared file)")  # fmt: skip
+    return flight
 
 
 def windows(config: DataConfig, statistics: Statistics, flight: Flight, asked: np.ndarray, calibrate: int) -> Dataset:
@@ -114,10 +127,12 @@ def unusual(statistics: Statistics, name: str, frames: Any, rows: np.ndarray) ->
     deviations between these flights (of the pixels, where only one trained)."""
     _, mean, square = pixel_moments(frames, rows)
     count = len(rows) * frames.shape[1] * frames.shape[2]
+    spread = float(statistics["pixel_std"])
     notes = []
     for what, value, key in (("mean", mean, "flight_pixel_mean"), ("std", np.sqrt(square / count), "flight_pixel_std")):
         trained = statistics[key][np.isfinite(statistics[key])]
-        room = UNUSUAL_STD * (trained.std() if len(trained) > 1 else float(statistics["pixel_std"]))
+        # A few frames differ from a whole flight as frames do.
+        room = UNUSUAL_STD * (trained.std() if len(trained) > 1 and len(rows) >= MANY_FRAMES else spread)
         if not trained.min() - room <= value <= trained.max() + room:
             notes.append(f"{name}: pixel {what} {value:g} is far from the training flights' {trained.min():g}..{trained.max():g}: "
                          "another camera or unit? intervals do not hold there")  # fmt: skip

@@ -20,6 +20,8 @@ def existing_file(path: str) -> Path:
     file = Path(path)
     if file.is_file():
         return file
+    if file.is_dir():
+        raise UserError(f"{path}: is a folder; name a file in it")
     if not file.parent.is_dir():
         raise UserError(f"{path}: not found; the folder {file.parent} does not exist")
     names = sorted(p.name for p in file.parent.iterdir() if p.is_file())

@@ -233,6 +233,9 @@ def check_phase(task: Task, phase: configs.Phase, splits: Splits) -> tuple[Layou
     devices = layout(train.batch, phase.engine.eval.batch, train.accumulate)
     optimizer.schedule(phase.engine.optimizer, len(splits.train) / train.batch)
     check_weights(splits.train)
+    if train.placement == "device":
+        for array in splits.train.arrays.values():  # one that stays in its files says here that it does
+            getattr(array, "__jax_array__", None)
     built = template, params, model_state, _ = build_model(task, train.precision, train.seed)
     rows = splits.train.index[: min(2, train.batch // train.accumulate)]  # two where there are two: batch norm needs them
     one = {**splits.train.gather(splits.train.arrays, rows), "mask": np.ones(len(rows), np.float32)}

@@ -122,14 +122,42 @@ def test_frame_times(folder, row, value, parts):
     says(broken(folder, change), IMAGES, "Time/TimeUTC", *parts)
 
 
+@pytest.mark.parametrize("part, key", [("images", "Time/TimeUTC"), ("nav", "nav/time")])
+def test_times_that_are_no_seconds(folder, part, key):
+    file = IMAGES if part == "images" else NAV
+    says(broken(folder, set_in(part, key, lambda t: getattr(t, part)[key].astype(np.float32))), file, key, "float32", "128 s", "float64")
+    says(broken(folder, set_in(part, key, lambda t: getattr(t, part)[key] * 1000)), file, key, "divide milliseconds by 1000")
+
+
+def test_a_group_is_no_dataset(folder):
+    def change(triple):
+        triple.nav["nav/sunAzGrd/values"] = triple.nav.pop("nav/sunAzGrd")
+
+    says(broken(folder, change), NAV, "nav/sunAzGrd: is a group that holds values")
+
+
+def test_a_folder_is_no_file(folder):
+    (folder / NAV).unlink()
+    (folder / NAV).mkdir()
+    says(fault(lambda: clouds.splits(on_files(folder))), NAV, "is a folder")
+
+
+def test_nothing_to_draw_more_often(folder):
+    unlabelled = prepared(frames=np.ones((60, 20, 24), np.float32) * np.arange(24, dtype=np.float32), mask=np.zeros(60, bool))
+    write_prepared(folder / "s.h5", unlabelled)
+    flights = (*(entry(name) for name in DATES), FlightConfig("S", file="s.h5"))
+    config = on_files(folder, flights=flights, overweight_flight="S", overweight_factor=2.0)
+    says(fault(lambda: clouds.splits(config)), "overweight_flight: S has no training window")
+
+
 def test_julian_days(folder):
     says(broken(folder, set_in("lidar", DAY, lambda t: t.day.astype(np.float32))), LIDAR, "float32", "2.6 s", "store float64")
     for row, value in ((3, 0.5), (4, 367.0), (5, np.nan)):
-        says(broken(folder, lambda t, r=row, v=value: t.day.__setitem__((r, 0), v)), LIDAR, f"row {row} is {value:g}", "1..366")
+        says(broken(folder, lambda t, r=row, v=value: t.day.__setitem__((r, 0), v)), LIDAR, f"row {row} is {value:g}", "1..365")
     (folder / LIDAR).rename(folder / "layers.hdf5")
     flights = (entry("P", lidar="layers.hdf5"), entry("Q"), entry("R"))
     text = fault(lambda: clouds.splits(on_files(folder, flights=flights)))
-    says(text, "layers.hdf5", "add year to the flight")
+    says(text, "layers.hdf5", "or year to the flight")
     Triple("P").write(folder)
     (folder / LIDAR).rename(folder / "layers.hdf5")
     with_year = (replace(flights[0], year=2025), *flights[1:])
@@ -143,13 +171,18 @@ def test_files_of_different_times(folder):
     flights = (entry("P", nav=entry("R").nav), entry("Q"), entry("R"))
     text = fault(lambda: clouds.splits(on_files(folder, flights=flights)))
     says(text, entry("R").nav, "2024-10-30T", "2025-02-12T", "-105.00 days apart", "name nav_time")
+    says(broken(folder, set_in("nav", "nav/time", lambda t: t.nav["nav/time"] + 3600)), NAV, "+1.00 hours apart; a clock offset")
 
 
 def test_too_few_labels(folder):
     text = broken(folder, lambda t: t.day.__setitem__(slice(None), t.day + 130 / 86_400))
     says(text, LIDAR, "fewer than 10 labels", "30 profiles -> 30 ocean -> 30 finite -> 30 in range -> 4 matched")
     says(text, "median distance to a frame", "clock offset? data.match_s (0.5)")
-    says(broken(folder, lambda t: t.base.__setitem__(slice(None), -9999)), "0 finite", "median distance to a frame unknown")
+    text = broken(folder, lambda t: t.base.__setitem__(slice(None), -9999))
+    says(text, "0 finite", "median distance to a frame unknown", "fill values in")
+    says(broken(folder, lambda t: t.base.__setitem__(slice(None), 3)), "0 in range", "data.base_km (0.1, 2)?")
+    ground = "layer_descriptor/DEM_Surface_Altitude"
+    says(broken(folder, set_in("lidar", ground, lambda t: t.lidar[ground] + 5)), "0 ocean", "over land")
 
 
 def test_metres(folder):
@@ -194,7 +227,10 @@ def test_prepared_files(tmp_path, suffix):
     says(text(frames=made["frames"].astype(np.float64)), path, "expected (N, H, W) float32 or uint16", "float64")
     says(text(frames=made["frames"][:, :7]), path, "at least 8", "(60, 7, 12)")
     says(text(meta="{broken"), path, "meta: not JSON")
-    says(text(meta='{"step_s": "x"}'), path, "meta: span, step_s or funnel")
+    for meta in ('{"step_s": "x"}', '{"step_s": 0}', '{"step_s": 1e9}', '{"span": [NaN, NaN]}', '{"span": [5, 4]}'):
+        says(text(meta=meta), path, "meta: span, step_s or funnel")
+    says(text(mask=np.full(60, b"0")), path, "mask: holds |S1, not numbers")
+    says(text(time=np.float64(5)), path, "time: (), but frames has 60")
 
 
 def test_objects_are_never_unpickled(tmp_path):

@@ -40,6 +40,16 @@ def test_a_midnight_that_the_day_missed():
     assert counted[1] - counted[0] == pytest.approx(0.02 * DAY_S)
 
 
+def test_new_years_eve():
+    for year, length in ((2025, 365), (2024, 366)):
+        eve = datetime(year, 12, 31, 23, 59, tzinfo=UTC).timestamp()
+        expected = eve + 60 * np.arange(3)
+        fraction = np.array([1 - 60 / DAY_S, 0.0, 60 / DAY_S])
+        for after in (1, length + 1):  # the day starts anew, or goes on
+            day = np.array([length, after, after]) + fraction
+            np.testing.assert_allclose(clouds_lidar.profile_times(day, year, "file"), expected, atol=1e-5)
+
+
 def test_the_year_comes_from_the_files_own_name():
     assert clouds_lidar.file_year("data/2019_01jan19/CPL_L2_25904_12feb25.hdf5", 2011) == 2025
     assert clouds_lidar.file_year("CPL_L2_30Oct24.hdf5", None) == 2024
@@ -109,9 +119,12 @@ def test_seconds_of_the_day_and_a_clock_offset(tmp_path, triple):
 
 
 def test_seconds_of_the_day_pass_midnight():
-    found = clouds_nav.epoch(np.array([86_398.0, 86_399, 1, 2]), 20 * DAY_S + 86_398.5)
+    frames = np.arange(3)
+    found = clouds_nav.epoch(np.array([86_398.0, 86_399, 1, 2]), 20 * DAY_S + 86_398.5 + frames)
     assert (found - 20 * DAY_S).tolist() == [86_398, 86_399, 86_401, 86_402]
-    assert (clouds_nav.epoch(np.array([86_399.0, 86_401]), 20 * DAY_S + 1.0) - 20 * DAY_S).tolist() == [86_399, 86_401]
+    # The camera was switched on after midnight, the navigation before.
+    for after in (86_401.0, 1.0):
+        assert (clouds_nav.epoch(np.array([86_399.0, after]), 20 * DAY_S + 0.5 + frames) - 20 * DAY_S).tolist() == [-1, 1]
 
 
 def test_a_named_time_and_a_heading(tmp_path, triple):
@@ -151,6 +164,32 @@ def test_flights_of_files_train(tmp_path):
     assert np.isnan(batch["reference_km"][:, 4]).all()
     assert "flight P: 30 profiles -> 30 ocean -> 30 finite -> 30 in range -> 30 matched -> 30 whole windows" in splits.notes
     assert clouds.flight_names(on_files(tmp_path))["Q"] == pytest.approx(triples["Q"].base[:, 0].std(), rel=1e-5)
+
+
+def test_the_azimuth_counts_from_the_same_direction_in_all_flights(tmp_path):
+    triples = write_flights(tmp_path)
+    triples["P"].nav["nav/track"] = np.full(len(triples["P"].nav["nav/time"]), 350.0)
+    triples["P"].write(tmp_path)
+    flights = (entry("P", nav_heading="nav/track"), entry("Q"), entry("R"))
+    mixed = clouds.splits(on_files(tmp_path, flights=flights))
+    plain = clouds.splits(on_files(tmp_path))
+    np.testing.assert_allclose(mixed.train.arrays["saa"], plain.train.arrays["saa"], atol=1e-3)
+    assert "heading" not in mixed.train.arrays
+    assert any(note.startswith("no heading in flight Q, R: the azimuth counts from north") for note in mixed.notes)
+    assert not any("heading" in note for note in plain.notes)
+
+
+def test_the_label_before_need_not_have_a_window(tmp_path):
+    """The first label lies on frame 0, in no whole window; the lidar on board has seen it all the same."""
+    triples = write_flights(tmp_path)
+    test = triples["R"]
+    key = "layer_descriptor/Profile_Decimal_Julian_Day"
+    test.lidar[key] = test.lidar[key] - 2 / DAY_S
+    test.write(tmp_path)
+    splits = clouds.splits(on_files(tmp_path))
+    batch = splits.test.gather(splits.test.arrays, splits.test.index[:2])
+    np.testing.assert_allclose(batch["reference_km"][:, 1], test.base[:2, 0], rtol=1e-6)
+    np.testing.assert_allclose(batch["height_km"], test.base[1:3, 0], rtol=1e-6)
 
 
 def test_only_the_frames_of_windows_are_read(tmp_path):

@@ -102,11 +102,35 @@ def test_a_new_flight_is_read_as_the_runs_flights(tmp_path):
     found = clouds_serving.read(replace(run()[0], flights=flights), images, nav, "")
     np.testing.assert_allclose(found.saa, np.mod(200 + 0.02 * np.arange(150) - 350, 360), atol=0.01)
     (tmp_path / entry("P").lidar).rename(tmp_path / "layers.hdf5")
-    with pytest.raises(UserError, match="add year"):
+    with pytest.raises(UserError, match="or year to the flight"):
         clouds_serving.read(replace(run()[0], flights=(replace(flights[1], year=2024),)), images, nav, str(tmp_path / "layers.hdf5"))
     own = replace(flights[1], images=f"folder/{entry('P').images}", year=2025)
     found = clouds_serving.read(replace(run()[0], flights=(own,)), images, nav, str(tmp_path / "layers.hdf5"))
     assert np.isfinite(found.height_km).sum() == 30
+
+
+def test_the_azimuth_counts_from_where_it_did_in_training(tmp_path):
+    c, statistics = run()
+    with_heading = write_prepared(tmp_path / "heading.h5", prepared(heading=np.full(60, 350, np.float32)))
+    without = write_prepared(tmp_path / "none.h5", prepared())
+    for known, expected in ((False, 200), (True, 210)):
+        found = clouds.inputs(c, {**statistics, "heading_known": np.array(known)}, with_heading)
+        np.testing.assert_allclose(found.arrays["saa"], expected, rtol=1e-5)
+    with pytest.raises(UserError, match="has no heading, but the run's azimuth counts from the heading"):
+        clouds.inputs(c, {**statistics, "heading_known": np.array(True)}, without)
+    zenith = replace(c, angles="sza_only")
+    assert len(clouds.inputs(zenith, {**statistics, "heading_known": np.array(True)}, without).index) == 56
+
+
+def test_a_flight_of_the_run_is_no_test(file):
+    c, statistics = run()
+    flights = (FlightConfig("A", file="new.h5"), FlightConfig("C", file="other.h5"))
+    with pytest.warns(UserWarning, match="is flight A of the run, which it knows"):
+        clouds.labelled(replace(c, flights=flights), statistics, file)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        clouds.labelled(replace(c, flights=(replace(flights[0], name="C"),)), statistics, file)
+    assert not any("of the run" in str(w.message) for w in caught)
 
 
 def test_prepared_azimuths_outside_the_circle_are_turned(tmp_path):
