@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxtrain.errors import UserError
@@ -32,6 +33,14 @@ def run(command: Callable[[Sequence[str]], int]) -> None:
         sys.stdout.flush()
         if code:
             sys.exit(code)
+
+
+def check_new_file(output: Path, source: Path, suffixes: Sequence[str]) -> None:
+    """Raises UserError where the output would be written over the input, or under a name that says something else."""
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"--output {output}: is the input file; give another name")
+    if output.suffix not in suffixes:
+        raise UserError(f"--output {output}: unknown suffix {output.suffix!r}; known are {', '.join(suffixes)}")
 
 
 def _warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:

@@ -4,7 +4,9 @@ Needs the run folder alone, never the training data. `--option key=value` passes
 """
 
 import argparse
+import glob
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="what the task offers, repeatable")
     arguments = parser.parse_args(argv)
     options = cli.options(arguments.option)
-    check_output(arguments.output)
+    check_output(arguments.output, Path(arguments.input))
     if not arguments.workdir.is_dir():
         raise UserError(f"--workdir {arguments.workdir}: no such folder")
 
@@ -40,9 +42,13 @@ def main(argv: Sequence[str]) -> int:
     forecast = run.forecast(dataset, **run.task.serving(options))
     columns = run.task.table(dataset, forecast, options)
     more = run.task.more_tables(dataset, forecast, options)
+    paths = {name: arguments.output.with_suffix(f".{name}{arguments.output.suffix}") for name in more}
+    for name, path in paths.items():
+        write_table(path, more[name])
     write_table(arguments.output, columns)
-    for name, others in more.items():
-        write_table(arguments.output.with_suffix(f".{name}{arguments.output.suffix}"), others)
+    stem, suffix = arguments.output.stem, arguments.output.suffix
+    for old in sorted(set(arguments.output.parent.glob(f"{glob.escape(stem)}.*{suffix}")) - set(paths.values())):
+        print(f"note: {old} beside it is not of this forecast", file=sys.stderr)
     rows = len(next(iter(columns.values())))
     examples = f"{len(dataset):,} example{'s' if len(dataset) > 1 else ''}"
     also = f" (and {', '.join(more)} beside it)" if more else ""
@@ -50,10 +56,9 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def check_output(path: Path) -> None:
-    """A known suffix in a folder that exists, before any work is done."""
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"--output {path}: unknown suffix {path.suffix!r}; known are {', '.join(SUFFIXES)}")
+def check_output(path: Path, source: Path) -> None:
+    """A known suffix in a folder that exists, and not the input, before any work is done."""
+    cli.check_new_file(path, source, SUFFIXES)
     if path.is_dir() or not path.parent.is_dir():
         raise UserError(f"--output {path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
 
@@ -65,6 +70,8 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
     """
     import numpy as np
 
+    if path.is_dir():
+        raise UserError(f"--output: {path} is a folder; move it away, or give another name")
     wide = {name: column for name, column in columns.items() if np.ndim(column) > 1}
     if path.suffix == ".csv" and wide:
         write_table(path.with_suffix(".npz"), wide)

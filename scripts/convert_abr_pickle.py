@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtrain.cli import check_new_file
 from jaxtrain.data import legacy_pickle
 from jaxtrain.data.evoked_checks import ZSCORE_TOLERANCE
 from jaxtrain.data.evoked_config import LAYOUT, SAMPLE_RATE_HZ, SAMPLES, STATICS
@@ -33,6 +34,10 @@ def columns(content: Any, where: str) -> tuple[dict[str, np.ndarray], str, tuple
         raise UserError(f"{where}: holds no dict with a list 'data'; not converted")
     entries = content["data"]
     arrays = {name: _stacked(entries, name, where) for name in LENGTHS}
+    unnamed = [row for row, entry in enumerate(entries) if not _is_name(entry["patient_id"])]
+    if unnamed:
+        raise UserError(f"{where}: record {unnamed[0]}, patient_id: {entries[unnamed[0]]['patient_id']!r} is no name (so in {len(unnamed)} "
+                        "records), and it keeps patients in one split; not converted")  # fmt: skip
     present = arrays["v_peak_mask"].astype(bool).all(axis=1)
     latency, amplitude = np.where(present.reshape(-1, 1), arrays["v_peak"], np.nan).T
     statics = _raw_statics(arrays["static_params"], content.get("scaler"), where)
@@ -48,6 +53,10 @@ def columns(content: Any, where: str) -> tuple[dict[str, np.ndarray], str, tuple
     invented = any(isinstance(part, Mapping) and INVENTED in part for part in holders)
     notes = (f"{INVENTED} dropped: it was computed from the other labels plus noise, it is no measurement",) if invented else ()
     return found, "zscore" if scaled else "uV", notes
+
+
+def _is_name(value: Any) -> bool:
+    return value is not None and value == value and bool(str(value).strip())
 
 
 def _stacked(entries: Sequence[Any], name: str, where: str) -> np.ndarray:
@@ -85,10 +94,13 @@ def _class_names(targets: Sequence[Any], encoder: Any, where: str) -> np.ndarray
         if isinstance(target, str):
             result.append(target)
             continue
-        code = int(np.asarray(target).ravel()[0])
-        if not 0 <= code < len(names):
-            raise UserError(f"{where}: record {number}, target: {code} is no class of the encoder ({', '.join(names)}); not converted")
-        result.append(names[code])
+        try:
+            code = float(np.asarray(target).ravel()[0])
+        except (TypeError, ValueError, IndexError):
+            code = np.nan
+        if not (code.is_integer() and 0 <= code < len(names)):
+            raise UserError(f"{where}: record {number}, target: {target!r} is no class of the encoder ({', '.join(names)}); not converted")
+        result.append(names[int(code)])
     return np.array(result)
 
 
@@ -115,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="Parquet file to write")
     options = parser.parse_args(arguments)
     try:
+        check_new_file(options.output, options.input, (".parquet",))
         found, units, notes = columns(legacy_pickle.load(options.input), str(options.input))
         write(found, units, options.output)
     except UserError as error:

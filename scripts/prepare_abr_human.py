@@ -15,7 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxtrain.cli import check_new_file
+from jaxtrain.data.evoked_checks import FLAT_SD
 from jaxtrain.data.evoked_config import LAYOUT, SAMPLE_RATE_HZ, SAMPLES
+from jaxtrain.data.evoked_tables import RANGES, SIDES
 from jaxtrain.errors import UserError
 
 AGE_YEARS = 30.0
@@ -37,17 +40,45 @@ def read(path: Path) -> dict[str, np.ndarray]:
     except (pa.ArrowException, OSError) as fault:
         raise UserError(f"{path}: not a readable Parquet file ({' '.join(str(fault).split())}); download it again") from None
     missing = [name for name in COLUMNS if name not in table.column_names]
+    twice = [name for name in COLUMNS if table.column_names.count(name) > 1]
+    if twice:
+        raise UserError(f"{path}: columns that stand twice: {', '.join(twice)}; download it again")
+    if not table.num_rows:
+        raise UserError(f"{path}: holds no record; download it again")
     if missing:
         raise UserError(f"{path}: columns missing: {', '.join(missing)}; found: {', '.join(table.column_names)}")
     plain = [name for name in COLUMNS if name not in WAVES]
-    columns: dict[str, np.ndarray] = {name: np.array(table[name].to_pylist(), np.str_ if name in TEXTS else np.float64) for name in plain}
+    columns = {name: _column(path, name, table[name].to_pylist()) for name in plain}
     for name in WAVES:
         waves = table[name].to_pylist()
         wrong = [row for row, wave in enumerate(waves) if wave is None or len(wave) != SAMPLES]
         if wrong:
             raise UserError(f"{path}: row {wrong[0]}, {name}: not {SAMPLES} samples; crop to 10 ms at 20 kHz")
         columns[name] = np.array(waves, np.float32)
+        bad = ~np.isfinite(columns[name]).all(1) | (columns[name].std(1) < FLAT_SD)
+        if bad.any():
+            raise UserError(f"{path}: row {int(np.argmax(bad))}, {name}: flat, or holds what is not finite; leave the record out")
+    same = (columns["buffer1_uv"] == columns["buffer2_uv"]).all(1)
+    if same.any():
+        raise UserError(f"{path}: row {int(np.argmax(same))}: the two buffers are identical and say nothing of the noise; leave the "
+                        "record out")  # fmt: skip
     return columns
+
+
+def _column(path: Path, name: str, values: list[object]) -> np.ndarray:
+    """Texts (R,) that are not empty (an ear is L or R), or numbers (R,) within their range. Raises UserError naming the row."""
+    wrong = [row for row, value in enumerate(values) if not _possible(name, value)]
+    if wrong:
+        raise UserError(f"{path}: row {wrong[0]}, {name}: {values[wrong[0]]!r} is not possible (so in {len(wrong)} rows); mend it or leave "
+                        "the record out")  # fmt: skip
+    return np.array(values, np.str_ if name in TEXTS else np.float64)
+
+
+def _possible(name: str, value: object) -> bool:
+    if name in TEXTS:
+        return isinstance(value, str) and (value in SIDES if name == "ear" else bool(value.strip()))
+    low, high = {"level_db": RANGES["intensity_db"], "rate_hz": RANGES["rate_hz"], "sweeps": (1, np.inf)}[name]
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
 
 
 def with_long_average(columns: dict[str, np.ndarray], path: Path) -> dict[str, np.ndarray]:
@@ -56,6 +87,8 @@ def with_long_average(columns: dict[str, np.ndarray], path: Path) -> dict[str, n
     Raises UserError naming a record without one.
     """
     short = np.flatnonzero(columns["sweeps"] == SHORT_SWEEPS)
+    if not len(short):
+        raise UserError(f"{path}: no record of {SHORT_SWEEPS} sweeps; use --target halves")
     clean = []
     for row in short:
         same = columns["sweeps"] == LONG_SWEEPS
@@ -99,8 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", choices=("halves", "long"), default="halves", help="what a denoised record is scored against")
     options = parser.parse_args(arguments)
     try:
+        check_new_file(options.output, options.input, (".parquet",))
         columns = read(options.input)
-        write(with_long_average(columns, options.input) if options.target == "long" else columns, options.output)
+        columns = with_long_average(columns, options.input) if options.target == "long" else columns
+        write(columns, options.output)
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

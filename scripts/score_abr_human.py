@@ -6,6 +6,9 @@ R1  each half of an average against the other, FMP hidden; the noise of the othe
 R2  averages of 500 sweeps against the mean of the same ear's averages of 2000 sweeps at that level, the noise of that mean taken out.
 R3  wave V's latency in every record from 20 dB on, against the highest sample in 5-9 ms of all records of that ear and level, weighted
     by their noise; and in how many records of each level a wave V is found.
+
+A score whose records are not there is left out, and said: R2 needs averages of 500 and of 2000 sweeps of one ear and level, R3 records
+from 20 dB on, a slope two levels of an ear.
 """
 
 import argparse
@@ -16,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from prepare_abr_human import AGE_YEARS, LONG_SWEEPS, read, with_long_average
+from prepare_abr_human import AGE_YEARS, LONG_SWEEPS, SHORT_SWEEPS, read, with_long_average
 
+from jaxtrain.cli import check_new_file
 from jaxtrain.data.evoked_config import SAMPLE_MS
 from jaxtrain.data.evoked_tables import fmp_from_halves
 from jaxtrain.errors import UserError
@@ -87,7 +91,12 @@ def halves(run: Any, found: Clicks) -> dict[str, float]:
 
 
 def long_averages(run: Any, columns: dict[str, np.ndarray], path: Path) -> dict[str, float]:
-    """R2."""
+    """R2, of the short averages that have long ones; {} without any."""
+    place = np.char.add(np.char.add(columns["person"], columns["ear"]), columns["level_db"].astype(np.str_))
+    paired = np.isin(place, place[columns["sweeps"] == LONG_SWEEPS])
+    columns = {name: values[paired] for name, values in columns.items()}
+    if not (columns["sweeps"] == SHORT_SWEEPS).any():
+        return {}
     rows = with_long_average(columns, path)
     short, every = clicks(rows), clicks(columns)
     power, long, noise = noise_power(every), columns["sweeps"] == LONG_SWEEPS, []
@@ -119,12 +128,15 @@ def latencies(run: Any, found: Clicks) -> dict[str, float]:
     latency, reference = told["v_latency_ms"], reference_peaks(found)
     loud = found.level >= LEAST_DB
     error = np.abs(latency - reference)[loud]
-    scores = {
-        "r3_mae_ms": float(error.mean()), "r3_within": float((error <= WITHIN_MS).mean()), "r3_records": float(loud.sum()),
-        "r3_rank_r": rank_correlation(latency[loud], found.level[loud]),
-    }  # fmt: skip
+    scores: dict[str, float] = {}
+    if len(error):
+        scores = {"r3_mae_ms": float(error.mean()), "r3_within": float((error <= WITHIN_MS).mean()), "r3_records": float(len(error))}
+    if len(np.unique(found.level[loud])) > 1 and len(np.unique(latency[loud])) > 1:
+        scores["r3_rank_r"] = rank_correlation(latency[loud], found.level[loud])
     for ear, name in enumerate(found.names):
         mine = loud & (found.ear == ear)
+        if len(np.unique(found.level[mine])) < 2:
+            continue
         for kind, value in (("told", latency), ("reference", reference)):
             scores[f"r3_slope_{kind}/{name}"] = float(10 * np.polyfit(found.level[mine], value[mine], 1)[0])
     present = told["v_probability"] >= PRESENT
@@ -145,11 +157,18 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 def render(scores: dict[str, float]) -> str:
     present = [(name.split("/")[1], value) for name, value in scores.items() if name.startswith("v_present/")]
     slopes = [name.split("/")[1] for name in scores if name.startswith("r3_slope_told/")]
+    long = f"no average of {SHORT_SWEEPS} sweeps has one of {LONG_SWEEPS} of its ear and level"
+    if "r2_gain_db" in scores:
+        long = f"gain {scores['r2_gain_db']:.2f} dB, r {scores['r2_r']:.3f} ({scores['r2_records']:.0f} records)"
+    peaks = f"no record from {LEAST_DB:g} dB on"
+    if "r3_mae_ms" in scores:
+        rank = f"rank correlation with level {scores['r3_rank_r']:.2f} " if "r3_rank_r" in scores else ""
+        within = f"within {WITHIN_MS:g} ms {scores['r3_within']:.1%}"
+        peaks = f"MAE {scores['r3_mae_ms']:.3f} ms, {within}, {rank}({scores['r3_records']:.0f} records)"
     return "\n".join([
         f"R1  half to other half        gain {scores['r1_gain_db']:.2f} dB, r {scores['r1_r']:.3f} ({scores['r1_pairs']:.0f} pairs)",
-        f"R2  500 sweeps to the mean    gain {scores['r2_gain_db']:.2f} dB, r {scores['r2_r']:.3f} ({scores['r2_records']:.0f} records)",
-        f"R3  latency of wave V         MAE {scores['r3_mae_ms']:.3f} ms, within {WITHIN_MS:g} ms {scores['r3_within']:.1%}, "
-        f"rank correlation with level {scores['r3_rank_r']:.2f} ({scores['r3_records']:.0f} records)",
+        f"R2  500 sweeps to the mean    {long}",
+        f"R3  latency of wave V         {peaks}",
         *(f"    {name}: {scores[f'r3_slope_told/{name}']:.2f} ms per 10 dB (grand means {scores[f'r3_slope_reference/{name}']:.2f})"
           for name in slopes),
         "V found at dB: " + ", ".join(f"{level}: {value:.0%}" for level, value in present),
@@ -163,6 +182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="write the scores to this .json file as well")
     options = parser.parse_args(arguments)
     try:
+        if options.output:
+            check_new_file(options.output, options.input, (".json",))
+            if not options.output.parent.is_dir():
+                raise UserError(f"--output {options.output}: there is no folder {options.output.parent}")
         scores = score(options.workdir, options.input)
         if options.output:
             from jaxtrain.engine.report import write_json

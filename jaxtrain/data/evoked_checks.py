@@ -21,7 +21,10 @@ def check_waveforms(found: Records, target: str, *, drop_flat: bool = True) -> R
         wave = getattr(found, name)
         if wave is not None:
             _check_finite(found, name, wave)
-    _check_units(found)
+    _check_units(found, "signal")
+    if target == "clean":
+        _check_units(found, "clean")
+        _check_clean(found)
     found = _without_flat(found, drop_flat)
     if target == "other_half":
         _check_halves(found)
@@ -60,19 +63,30 @@ def _without_flat(found: Records, drop: bool) -> Records:
     return found.take(~flat, f"{flat.sum()} flat records dropped (rows {rows})")
 
 
-def _check_units(found: Records) -> None:
-    sd = found.signal.std(1)
+def _check_clean(found: Records) -> None:
+    clean = found.clean
+    assert clean is not None
+    if (clean.std(1) < FLAT_SD).all():
+        raise UserError(f"{found.where}: clean is flat in every record; give the waveforms that a denoised record shall have")
+    if np.array_equal(clean, found.signal):
+        raise UserError(f"{found.where}: clean equals signal in every record, so that nothing is to be denoised; choose "
+                        "config.data.target=corrupt, or leave clean out")  # fmt: skip
+
+
+def _check_units(found: Records, name: str) -> None:
+    wave = getattr(found, name)
+    sd = wave.std(1)
     if found.units != "uV":
         return
-    if len(sd) > 1 and (np.abs(sd - 1) < ZSCORE_TOLERANCE).all():
+    if name == "signal" and len(sd) > 1 and (np.abs(sd - 1) < ZSCORE_TOLERANCE).all():
         raise UserError(f"{found.where}: units is uV but every record has SD 1: looks like z-scores; set units to zscore, or give the "
                         "records as they were before scaling")  # fmt: skip
     median, (low, high) = float(np.median(sd)), SD_RANGE_UV
     # In volts every record is flat, but not beside its own size.
-    if low <= median <= high or median <= ROUNDING * np.median(np.abs(found.signal).max(1)):
+    if low <= median <= high or median <= ROUNDING * np.median(np.abs(wave).max(1)):
         return
-    name, factor = ("volts", 1e6) if median < 1e-5 else ("millivolts", 1e3) if median < low else ("nanovolts", 1e-3)
-    raise UserError(f"{found.where}: units is uV but the median record has SD {median:.3g}: looks like {name}; multiply all waveforms by "
+    looks, factor = ("volts", 1e6) if median < 1e-5 else ("millivolts", 1e3) if median < low else ("nanovolts", 1e-3)
+    raise UserError(f"{found.where}: units is uV but the median {name} has SD {median:.3g}: looks like {looks}; multiply all waveforms by "
                     f"{factor:g}")  # fmt: skip
 
 

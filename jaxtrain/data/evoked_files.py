@@ -113,6 +113,9 @@ def _read_parquet(path: str) -> Table:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
+            twice = sorted({name for name in schema.names if name in COLUMNS and schema.names.count(name) > 1})
+            if twice:
+                raise UserError(f"{path}: columns that stand twice: {', '.join(twice)}; keep one of each")
             table = file.read([name for name in schema.names if name in COLUMNS])
     except (pa.ArrowException, OSError) as fault:
         raise UserError(f"{path}: not a readable Parquet file ({_line(fault)}); write it again") from None
@@ -186,7 +189,7 @@ def _plain_column(path: str, name: str, array: np.ndarray) -> np.ndarray:
 def _read_json(path: str) -> Table:
     try:
         entries = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise UserError(f"{path}: not valid JSON ({_line(fault)}); expected a list of records") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f'{path}: expected a list of records {{"patient_id", "static": [age, level, rate, fmp], "signal": [{SAMPLES}]}}')
@@ -209,13 +212,25 @@ def _json_column(path: str, name: str, values: list[Any]) -> np.ndarray:
         for row, wave in enumerate(values):
             if not all(v is None or (isinstance(v, (int, float)) and not isinstance(v, bool)) for v in wave):
                 raise UserError(f"{path}: row {row}, {name}: holds what is no number; give {SAMPLES} numbers")
-        return np.array([[np.nan if v is None else v for v in wave] for wave in values], np.float32)
+        return np.array([[_float(v) for v in wave] for wave in values]).astype(np.float32)
     if any(isinstance(value, str) for value in values):
-        return np.array(["" if value is None else str(value) for value in values], np.str_)
+        texts = ["" if value is None else str(value) for value in values]
+        strange = [row for row, text in enumerate(texts) if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text)]
+        if strange:
+            raise UserError(f"{path}: row {strange[0]}, {name}: {texts[strange[0]]!r:.60} holds characters that are no text")
+        return np.array(texts, np.str_)
     for row, value in enumerate(values):
         if value is not None and not isinstance(value, (bool, int, float)):
             raise UserError(f"{path}: row {row}, {name}: {value!r:.60} is neither a number nor text")
-    return np.array([np.nan if value is None else float(value) for value in values], np.float64)
+    return np.array([_float(value) for value in values], np.float64)
+
+
+def _float(value: Any) -> float:
+    """NaN of null; a whole number too large for a float is infinite, which the checks refuse."""
+    try:
+        return np.nan if value is None else float(value)
+    except OverflowError:
+        return np.inf
 
 
 def _text(value: Any) -> str:

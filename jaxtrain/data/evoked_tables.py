@@ -16,6 +16,7 @@ RANGES = {
     "threshold_db": (-10, 130),
 }  # fmt: skip
 SIDES = ("L", "R")
+LEAST_LATENCY_MS = 0.1  # of the median wave V; less are seconds
 
 
 def records(table: Table, class_names: Sequence[str], *, units: str = "", waveforms: bool = True) -> Records:
@@ -86,6 +87,8 @@ def _labels(table: Table, class_names: Sequence[str]) -> np.ndarray:
 def _peaks(table: Table) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """((R,) int8 present 1, 0, -1, (R,) latency, (R,) amplitude)."""
     latency, amplitude = _ranged(table, "v_latency_ms"), table.numbers("v_amplitude_uv")
+    if np.isfinite(latency).any() and np.nanmedian(latency) < LEAST_LATENCY_MS:
+        raise UserError(f"{table.path}: v_latency_ms: the median is {np.nanmedian(latency):.3g}: looks like seconds; multiply it by 1000")
     if np.isinf(amplitude).any():
         raise UserError(f"{table.place(int(np.argmax(np.isinf(amplitude))), 'v_amplitude_uv')}: not finite; leave it empty where unknown")
     if "v_present" not in table:

@@ -25,7 +25,7 @@ UNITS = {"latency": "ms", "amplitude": "uv", "threshold": "db"}
 FIELDS = {"latency": "latency_ms", "amplitude": "amplitude_uv", "threshold": "threshold_db"}
 VALID = {"latency": "peak_ok", "amplitude": "peak_ok", "threshold": "threshold_ok"}
 Z80, Z95 = 1.2815515655446004, 1.959963984540054
-ROC_BINS, ROC_LOGIT = 512, 12.0
+ROC_BINS, ROC_LOGIT = 4096, 12.0
 SERIES_DB = tuple(range(-20, 131, 5))  # levels of an ear's series, rounded to 5 dB
 
 SIGNAL = ("signal/n", "signal/sq", "signal/identity_sq", "signal/r", "signal/r_n", "signal/half_n")
@@ -55,7 +55,7 @@ def forecast_sums(statistics: Statistics, forecast: Forecast, batch: Batch) -> S
     """Sums of whatever the forecast holds: signal (B, 200) uV, existence (B,) logit, latency_ms, amplitude_uv, threshold_db (B,), each
     perhaps with its _sd, class_logp (B, 5).
 
-    all (V,), class (5, V), level (16, V), fmp (7, V), roc (2, 512); of a batch that says whose records they are also patient (P, V + 5)
+    all (V,), class (5, V), level (16, V), fmp (7, V), roc (2, 4096); of a batch that says whose records they are also patient (P, V + 5)
     and ear (E, 31, 2) with ear_threshold (E, 2).
     """
     mask = jnp.asarray(batch["mask"], jnp.float32)

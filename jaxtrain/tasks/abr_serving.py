@@ -44,13 +44,15 @@ def check_options(options: Mapping[str, str], generates: bool, *, labelled: bool
 def sampling_options(options: Mapping[str, str]) -> dict[str, Any]:
     """guidance (float >= 0), steps and seed, those that are given."""
     found: dict[str, Any] = {name: whole(options, name, least, least) for name, least in (("steps", 1), ("seed", 0)) if name in options}
+    if found.get("seed", 0) >= 2**63:
+        raise UserError(f"--option seed={options['seed']}: expected a whole number below 2^63")
     if "guidance" in options:
         try:
             found["guidance"] = float(options["guidance"])
         except ValueError:
             found["guidance"] = -1.0
         if not 0 <= found["guidance"] < 100:
-            raise UserError(f"--option guidance={options['guidance']}: expected a number from 0 (1 = off)")
+            raise UserError(f"--option guidance={options['guidance']}: expected a number from 0 (1 = off) to 100")
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from evoked_problem import ATTRIBUTES, changed, columns, config, write_hdf5, write_json, write_parquet
 
@@ -184,7 +185,7 @@ FAULTS: dict[str, tuple[Make, str]] = {
     "nan": (cell("signal", np.nan, (7, 31)), r"row 7, signal: sample 31 is not a finite number \(so in 1 rows\)"),
     "inf in a half": (cell("half_b", np.inf, (3, 0)), r"row 3, half_b: sample 0 is not a finite number"),
     "flat": (cell("signal", 0.5), r"1 flat records \(SD < 1e-06; rows 4\); leave them out"),
-    "volts": (scaled(1e-6), r"median record has SD \S+: looks like volts; multiply all waveforms by 1e\+06"),
+    "volts": (scaled(1e-6), r"median signal has SD \S+: looks like volts; multiply all waveforms by 1e\+06"),
     "nanovolts": (scaled(1e3), r"looks like nanovolts; multiply all waveforms by 0\.001"),
     "z-scores": (good(signal=z_scores()), r"units is uV but every record has SD 1: looks like z-scores; set units to zscore"),
     "age": (cell("age_years", 130), r"row 4, age_years: 130 is out of range \(0 to 120; so in 1 rows\)"),
@@ -211,6 +212,12 @@ FAULTS: dict[str, tuple[Make, str]] = {
     "other mean": (
         cell("half_a", 9.0, (11, 5), target="other_half"),
         r"row 11: the mean of half_a and half_b differs from signal by up to 4\.\d+ \(so in 1 rows\)",
+    ),
+    "clean in volts": (good(clean=columns()["clean"] * np.float32(1e-6)), r"the median clean has SD \S+: looks like volts"),
+    "no waves in clean": (good(clean=np.zeros_like(columns()["clean"])), r"clean is flat in every record"),
+    "nothing to denoise": (good(clean=columns()["signal"]), r"clean equals signal in every record"),
+    "latency in seconds": (
+        good(v_latency_ms=columns()["v_latency_ms"] / 1000), r"v_latency_ms: the median is 0\.00\d+: looks like seconds",
     ),
     "leak": (cell("signal", columns()["signal"][4], 20), r"rows 4 and 20: the same waveform under patients p1 and p6 would leak"),
     "derived without ears": (good(ear=None, threshold="derive"), r"config\.data\.threshold 'derive' needs the column ear"),
@@ -267,8 +274,18 @@ BROKEN = {
     "length": ('[{"patient_id": 1, "static": [1, 2, 3, 4], "signal": [0, 1]}]', r"row 0, signal: 2 samples, expected 200"),
     "text": ('[{"patient_id": 1, "signal": [' + ", ".join(['"a"'] * 200) + "]}]", r"row 0, signal: holds what is no number"),
     "object": ('[{"patient_id": {}, "signal": [' + ", ".join(["1"] * 200) + "]}]", r"row 0, patient_id: \{\} is neither a number nor text"),
+    "depth": ("[" * 200_000, r"not valid JSON"),
+    "huge": ('[{"patient_id": 1, "signal": [1' + "0" * 400 + ", 1" * 199 + "]}]", r"row 0, signal: sample 0 is not a finite number"),
+    "surrogate": ('[{"patient_id": "\\ud800", "signal": [' + ", ".join(["1"] * 200) + "]}]", r"row 0, patient_id: .* no text"),
     "null": ('[{"patient_id": 1, "signal": [' + ", ".join(["null"] * 200) + "]}]", r"row 0, signal: sample 0 is not a finite number"),
 }
+
+
+def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
+    table = pq.read_table(write_parquet(tmp_path / "a.parquet", columns()))
+    pq.write_table(table.append_column("rate_hz", table["rate_hz"]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="columns that stand twice: rate_hz"):
+        read_table(str(tmp_path / "a.parquet"))
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -118,9 +118,16 @@ def test_a_long_average_is_that_of_its_level(tmp_path: Path) -> None:
     np.testing.assert_array_equal(table.columns["signal"], average[[0, 2]])
 
 
+WAVES = list(np.random.default_rng(1).standard_normal((4, 200)).astype(np.float32))
 FAULTS = {
     "columns": ({"ear": None}, (), r"columns missing: ear; found: person"),
     "length": ({"average_uv": [[0.0] * 100] * 4}, (), r"row 0, average_uv: not 200 samples"),
+    "person": ({"person": [None, "P1", "P1", "P1"]}, (), "row 0, person: None is not possible (so in 1 rows)"),
+    "ear": ({"ear": ["R", "B", "R", "R"]}, (), "row 1, ear: 'B' is not possible"),
+    "level": ({"level_db": [40.0, 300.0, 40.0, 40.0]}, (), "row 1, level_db: 300.0 is not possible"),
+    "flat": ({"average_uv": list(np.zeros((4, 200), np.float32))}, (), "row 0, average_uv: flat"),
+    "halves": ({"buffer1_uv": WAVES, "buffer2_uv": WAVES}, (), "row 0: the two buffers are identical"),
+    "no short average": ({"sweeps": [2000] * 4}, ("--target", "long"), "no record of 500 sweeps; use --target halves"),
     "no long average": ({"sweeps": [500, 2000, 500, 1000]}, ("--target", "long"), r"row 2: no record of 2000 sweeps of P1 at 40 dB"),
 }
 
@@ -132,6 +139,14 @@ def test_a_fault_leaves_no_file(tmp_path: Path, name: str, capsys: pytest.Captur
     assert prepare_abr_human.main(["--input", str(public(tmp_path, **changes)), "--output", str(output), *more]) == 2
     said = capsys.readouterr().err
     assert message in said.replace("\\", "") and said.count("\n") == 1 and not output.exists()
+
+
+@pytest.mark.parametrize("name, message", [("public.parquet", "is the input file"), ("a.h5", "unknown suffix '.h5'")])
+def test_the_output_is_a_parquet_file_of_its_own(tmp_path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    source = public(tmp_path)
+    before = source.read_bytes()
+    assert prepare_abr_human.main(["--input", str(source), "--output", str(tmp_path / name)]) == 2
+    assert message in capsys.readouterr().err and source.read_bytes() == before
 
 
 class Told:
@@ -167,6 +182,27 @@ def test_scores_of_the_script(score_abr_human: ModuleType, clicks: Path) -> None
     assert (r3["v_present/0"], r3["v_present/25"], r3["v_present/30"], r3["v_present/60"]) == (0, 0, 1, 1)
     said = score_abr_human.render(r1 | r2 | r3)
     assert "gain 0.00 dB, r 0.536 (75 records)" in said and "(159 records)" in said and "25: 0%, 30: 100%" in said
+
+
+def test_another_set_of_records_is_scored_as_far_as_it_goes(score_abr_human: ModuleType, clicks: Path) -> None:
+    columns = score_abr_human.read(clicks)
+
+    def scores(keep: np.ndarray, **changes: np.ndarray) -> tuple[dict[str, float], str]:
+        some = {name: values[keep] for name, values in {**columns, **changes}.items()}
+        found, run = score_abr_human.clicks(some), Told(0.5)
+        told = score_abr_human.halves(run, found) | score_abr_human.long_averages(run, some, clicks) | score_abr_human.latencies(run, found)
+        return told, score_abr_human.render(told)
+
+    everyone = np.ones(len(columns["sweeps"]), bool)
+    _, said = scores(columns["sweeps"] != 500)
+    assert "R2  500 sweeps to the mean    no average of 500 sweeps has one of 2000" in said
+    told, said = scores(columns["level_db"] < 20)
+    assert "R3  latency of wave V         no record from 20 dB on" in said and not any("slope" in name for name in told)
+    third = np.where(np.arange(len(everyone)) % 2, columns["person"], "P9")
+    told, said = scores(everyone, person=third, ear=np.where(third == "P9", "L", columns["ear"]))
+    assert "P9 L: " in said and "nan" not in said and told["r2_records"] <= 75
+    told, said = scores(columns["level_db"] == 40)
+    assert "rank" not in said and "per 10 dB" not in said and "R3  latency of wave V         MAE" in said
 
 
 def test_the_script_scores_a_run_that_predicts(

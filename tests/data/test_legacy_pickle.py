@@ -182,6 +182,9 @@ RECORD = {
     "key missing": ({"data": [{"signal": np.zeros(200)}]}, r"record 0: patient_id, static_params, v_peak"),
     "short signal": ({"data": [{**legacy()["data"][0], "signal": np.zeros(100)}]}, r"record 0, signal: 100 values, expected 200"),
     "text": ({"data": [{**legacy()["data"][0], "v_peak": ["a", "b"]}]}, r"record 0, v_peak: holds what is no number"),
+    "no patient": ({"data": [{**legacy()["data"][0], "patient_id": float("nan")}]}, r"record 0, patient_id: nan is no name \(so in 1 rec"),
+    "no class": ({"data": [{**legacy()["data"][0], "target": None}]}, r"record 0, target: None is no class of the encoder"),
+    "half a class": ({"data": [{**legacy()["data"][0], "target": 1.5}]}, r"record 0, target: 1\.5 is no class of the encoder"),
     "class": ({"data": [{**legacy()["data"][0], "target": 7}]}, r"record 0, target: 7 is no class of the encoder \(ITIK"),
 }
 
@@ -192,6 +195,13 @@ def test_a_strange_record_is_named(tmp_path: Path, name: str, capsys: pytest.Cap
     path = write(tmp_path / "old.pkl", {**legacy(), **content})
     assert convert_abr_pickle.main(["--input", str(path), "--output", str(tmp_path / "new.parquet")]) == 2
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_the_legacy_file_is_never_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "old.pkl", legacy())
+    before = Path(path).read_bytes()
+    assert convert_abr_pickle.main(["--input", str(path), "--output", str(path)]) == 2
+    assert "is the input file" in capsys.readouterr().err and Path(path).read_bytes() == before
 
 
 def test_a_file_without_scaler_is_refused(tmp_path: Path) -> None:
