@@ -8,12 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from compiling import unoptimised
 from sixth_problem import ROOT, assert_same, checkpoint, rows, summary
 
 from jaxtrain.data.dataset import Dataset
 from jaxtrain.engine import config as configs
 from jaxtrain.engine import steps
-from jaxtrain.engine.run import open_run
+from jaxtrain.engine.run import Run, open_run
 from jaxtrain.engine.train import train_and_test
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,12 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     workdir = tmp_path_factory.mktemp(request.param) / "run"
     train_and_test(values(request.param), workdir)
     return request.param, workdir
+
+
+@pytest.fixture(scope="module")
+def opened(run: tuple[str, Path]) -> Run:
+    """Where it was trained."""
+    return open_run(run[1])
 
 
 def test_a_short_run_is_scored_beside_naive_forecasts(run: tuple[str, Path]) -> None:
@@ -57,8 +64,7 @@ def test_a_run_cut_after_two_steps_ends_as_the_whole_one(run: tuple[str, Path], 
     assert json.dumps(summary(cut)["test"]) == json.dumps(summary(whole)["test"])
 
 
-def test_padding_changes_no_score(run: tuple[str, Path]) -> None:
-    opened = open_run(run[1])
+def test_padding_changes_no_score(opened: Run) -> None:
     task, valid = opened.task, opened.task.splits().valid
     call = steps.score_call(task, opened.template, None)
     some = valid.index[: min(4, len(valid))]
@@ -66,19 +72,21 @@ def test_padding_changes_no_score(run: tuple[str, Path]) -> None:
     sums = []
     for index, count in ((some, len(some)), (padded, len(some))):
         mask = (np.arange(len(index)) < count).astype(np.float32)
-        sums.append(jax.device_get(call(opened.params, opened.model_state, None, {**valid.gather(valid.arrays, index), "mask": mask})))
+        batch = {**valid.gather(valid.arrays, index), "mask": mask}
+        with unoptimised():
+            sums.append(jax.device_get(call(opened.params, opened.model_state, None, batch)))
     assert sums[0].keys() == sums[1].keys()
     for name, value in sums[0].items():
         np.testing.assert_allclose(value, sums[1][name], rtol=2e-4, atol=1e-4, err_msg=name)
     assert task.summarize(sums[0])
 
 
-def test_a_run_forecasts_alike_from_wherever_it_lies(run: tuple[str, Path], tmp_path: Path) -> None:
+def test_a_run_forecasts_alike_from_wherever_it_lies(run: tuple[str, Path], opened: Run, tmp_path: Path) -> None:
     there = shutil.copytree(run[1], tmp_path / "else" / "where")
-    here, moved = open_run(run[1]), open_run(there)
-    test = here.task.splits().test
+    moved = open_run(there)
+    test = opened.task.splits().test
     some = Dataset(test.arrays, test.index[:3], test.gather)
-    a, b = here.forecast(some), moved.forecast(some)
+    a, b = opened.forecast(some), moved.forecast(some)
     assert a.keys() == b.keys() and any(value.dtype.kind == "f" and np.ptp(value) > 0 for value in a.values())
     for name, value in a.items():
         np.testing.assert_array_equal(value, b[name], err_msg=name)

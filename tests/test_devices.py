@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import sixth_problem
+from compiling import QUICK
 from sixth_problem import after_line, assert_same, checkpoint, rows, summary
 
 Command = sixth_problem.Command
@@ -59,8 +60,8 @@ def test_eight_devices_accumulate_like_one(command: Command, one_device: Path, t
 def test_eight_devices_train_the_traffic_system_like_one(command: Command, tmp_path: Path) -> None:
     arguments = ("--config", "configs/stmgt.py:smoke", "--config.train.batch=8", "--config.eval.batch=8", "--config.report.figures=false",
                  "--config.data.synthetic.days=3", "--config.optimizer.name=sgd")  # fmt: skip
-    command("main", *arguments, "--workdir", tmp_path / "one")
-    command("main", *arguments, "--workdir", tmp_path / "eight", **EIGHT)
+    command("main", *arguments, "--workdir", tmp_path / "one", **QUICK)
+    command("main", *arguments, "--workdir", tmp_path / "eight", **EIGHT, **QUICK)
     assert_close(tmp_path / "eight", tmp_path / "one")
 
 

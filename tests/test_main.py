@@ -118,8 +118,9 @@ def test_kill_at_five_more_moments_with_either_placement(
 @pytest.mark.slow
 @pytest.mark.parametrize("placement", ["device", pytest.param("host", marks=pytest.mark.long)])
 def test_kill_the_traffic_system_at_random_moments(command: Command, tmp_path: Path, placement: str) -> None:
+    # With one step per call and the data of the preset these are the programs of tests/test_configs.py: they may lie compiled.
     arguments = ("--config", "configs/stmgt.py:smoke", f"--config.train.placement={placement}", "--config.report.figures=false",
-                 "--config.eval.every=2st", "--config.data.synthetic.days=3")  # fmt: skip
+                 "--config.eval.every=2st", "--config.train.steps_per_call=1")  # fmt: skip
     command("main", *arguments, "--workdir", tmp_path / "reference")
     assert kill_again_and_again(command, arguments, tmp_path / "run", 5, 4, "train step", 1) == 5
     assert_ends_alike(tmp_path / "run", tmp_path / "reference")

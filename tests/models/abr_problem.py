@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+from compiling import UNOPTIMISED
 from flax import nnx
 
 from jaxtrain.models.abr import Config, Network
@@ -63,5 +64,5 @@ def program(config):
         gradients, outputs = jax.grad(loss, has_aux=True)(params, inputs, key)
         return outputs, gradients
 
-    run = jax.jit(both)
+    run = jax.jit(both, compiler_options=UNOPTIMISED)
     return lambda inputs, params=params, seed=0: jax.device_get(run(inputs, params, jax.random.key(seed))), params

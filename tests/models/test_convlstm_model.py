@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiling import built
 from convlstm_plain import earlier_names, forward
 from convlstm_problem import BASELINE, DEFAULT, SMALL, batch, evaluating, network, sizes, small_sizes
 from flax import nnx
@@ -130,7 +131,7 @@ def cpu_seconds(step: Any, *args: Any) -> float:
 @pytest.mark.slow
 def test_a_training_step_is_twice_as_fast_as_the_plain_port() -> None:
     of: Sizes = sizes(fields=1)
-    model, inputs = network(of, **BASELINE), batch(of, examples=8)
+    model, inputs = built(lambda: network(of, **BASELINE)), batch(of, examples=4)
     graph, params, others = nnx.split(model, nnx.Param, ...)
     ours = jax.jit(jax.grad(lambda params: nnx.merge(graph, params, others, copy=True)(inputs)["y"].sum()))
     plain = jax.jit(jax.grad(lambda weights: forward(weights, inputs["fields"][..., :1], inputs["planned"], True).sum()))

@@ -32,13 +32,13 @@ def model(recorded: Arrays) -> Network:
 
 def restore(weights: Arrays) -> Network:
     imported = import_weights(weights)
-    model = network(sizes(fields=1), **BASELINE)
+    model = nnx.eval_shape(lambda: network(sizes(fields=1), **BASELINE))
     state = nnx.state(model)
     named = {"/".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(state)}
     arrays = imported.params | imported.model_state
     assert {name: leaf.shape for name, leaf in named.items()} == {name: value.shape for name, value in arrays.items()}
     for name, leaf in named.items():
-        leaf[...] = jnp.asarray(arrays[name])
+        leaf.set_value(jnp.asarray(arrays[name]))
     nnx.update(model, state)
     return model
 

@@ -9,6 +9,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -120,9 +121,9 @@ def test_a_converted_run_forecasts_as_the_network_does(files: Path, script: type
     assert {str(name) for name in run.task.statistics["group_names"]} == set(IDS)
 
     imported = import_weights(published())
-    network = TFT(imported.config, imported.variables, K, TAU, nnx.Rngs(0))
+    network = nnx.eval_shape(lambda: TFT(imported.config, imported.variables, K, TAU, nnx.Rngs(0)))
     for name, leaf in parameters(network).items():
-        leaf[...] = jnp.asarray(imported.params[name])
+        leaf.set_value(jnp.asarray(imported.params[name]))
     assert isinstance(run.task, Task)
     _, inputs = run.task._inputs(batch)
     names = [IDS[int(g)] for g in _members(dataset, rows)]
@@ -130,7 +131,7 @@ def test_a_converted_run_forecasts_as_the_network_does(files: Path, script: type
     # The published program numbers whole numbers by size: 2, 10, 33.
     inputs["static_cat"] = jnp.array([[1 + IDS.index(name)] for name in names])
     center, scale = (np.asarray(batch[name])[:, None, :, None] for name in ("center", "scale"))
-    expected = np.sort(np.asarray(nnx.view(network, deterministic=True)(inputs)) * scale + center, axis=-1)
+    expected = np.sort(np.asarray(jax.jit(nnx.view(network, deterministic=True))(inputs)) * scale + center, axis=-1)
     found = jaxtrain.load(tmp_path / "run").predict(past=batch["past"], known=batch["known"], group=np.array(names))["quantiles"]
     limit = np.maximum(np.asarray(batch["cap"]), np.asarray(batch["past"])[..., :1].max(1))[:, None, :, None]
     np.testing.assert_allclose(found, np.minimum(expected, limit), rtol=1e-5, atol=1e-4)

@@ -30,11 +30,11 @@ def weights(recorded: Arrays) -> Arrays:
 
 
 def restore(imported: Imported, vsn: str) -> TFT:
-    model = TFT(dataclasses.replace(imported.config, vsn=vsn), imported.variables, PAST, FUTURE, nnx.Rngs(0))
+    model = nnx.eval_shape(lambda: TFT(dataclasses.replace(imported.config, vsn=vsn), imported.variables, PAST, FUTURE, nnx.Rngs(0)))
     flat = parameters(model)
     assert {name: leaf.shape for name, leaf in flat.items()} == {name: value.shape for name, value in imported.params.items()}
     for name, leaf in flat.items():
-        leaf[...] = jnp.asarray(imported.params[name])
+        leaf.set_value(jnp.asarray(imported.params[name]))
     return nnx.view(model, deterministic=True)
 
 

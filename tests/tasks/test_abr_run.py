@@ -1,6 +1,7 @@
 """The shrunk presets from the command line: trained, scored, served."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from abr_case import CONFIG
+from compiling import QUICK
 from test_abr_serving import write
 
 import jaxtrain
@@ -18,14 +20,15 @@ ROOT = CONFIG.parents[1]
 
 
 def run(module: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", f"jaxtrain.{module}", *arguments], cwd=ROOT, capture_output=True, text=True)
+    line = [sys.executable, "-m", f"jaxtrain.{module}", *arguments]
+    done = subprocess.run(line, cwd=ROOT, env={**os.environ, **QUICK}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
 
 def test_the_smoke_preset_from_data_to_table(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
-    run("main", "--config", f"{CONFIG}:smoke", "--workdir", str(workdir), "--config.train.duration=2ep", "--config.loss.curriculum=true",
+    run("main", "--config", f"{CONFIG}:smoke", "--workdir", str(workdir), "--config.train.duration=70st", "--config.loss.curriculum=true",
         "--config.data.augment=true")  # fmt: skip
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["status"] == "finished" and summary["parameters"] == 38_959

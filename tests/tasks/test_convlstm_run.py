@@ -1,6 +1,7 @@
 """The shrunk preset from the command line: trained, scored, rolled out, served under two plans; every variant once."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from compiling import QUICK
 from convlstm_case import CONFIG, task
 
 import jaxtrain
@@ -19,7 +21,8 @@ DAY = "2025-01-06"  # the test day, a Monday
 
 
 def run(module: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, "-m", f"jaxtrain.{module}", *arguments], cwd=ROOT, capture_output=True, text=True)
+    line = [sys.executable, "-m", f"jaxtrain.{module}", *arguments]
+    done = subprocess.run(line, cwd=ROOT, env={**os.environ, **QUICK}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
