@@ -1,6 +1,6 @@
 """All systems against their peers in one table: python scripts/benchmark_all.py --peers PYTHON [--only stmgt,cbh] [--output all.json]
 
-Runs `scripts/benchmark.py` for one case after another on this machine (about fifteen minutes on two CPU cores) and prints, for the
+Runs `scripts/benchmark.py` for one case after another on this machine (minutes on two CPU cores) and prints, for the
 fastest of a peer's programs that train the same network on the same batch: its samples/s and ours, of the whole loop with its input;
 their ratio; the ratio of CPU seconds per step; and the ratio that is wanted. PYTHON has the packages of scripts/peers.
 """

@@ -79,7 +79,7 @@ def labelled(
 ) -> Dataset:
     """As `inputs`, but the labelled windows only."""
     flight = _served(config, statistics, path, nav, lidar, calibrate)
-    trained = [flight.name for flight in config.flights if Path(flight.images or flight.file).name == Path(path).name]
+    trained = [entry.name for entry in config.flights if Path(entry.images or entry.file).name == Path(path).name]
     if trained and trained[0] != config.test_flight:
         warnings.warn(f"{path}: is flight {trained[0]} of the run, which it knows; its scores, called {config.test_flight}, are no test",
                       stacklevel=2)  # fmt: skip
@@ -180,18 +180,19 @@ def _index(flights: Sequence[Flight], centres: Sequence[np.ndarray], found: Sequ
 
 
 def _weights(config: DataConfig, index: np.ndarray, names: Sequence[str]) -> np.ndarray | None:
-    """(n,) sampling weights of the training windows, or None where all are equal."""
+    """(n,) sampling weights of the training windows, or None where all are equal. Raises UserError for a flight without any."""
     if not config.overweight_flight or config.overweight_factor == 1:
         return None
-    return np.where(index[:, 1] == names.index(config.overweight_flight), config.overweight_factor, 1.0)
+    chosen = index[:, 1] == names.index(config.overweight_flight)
+    if not chosen.any():
+        raise UserError(f"config.data.overweight_flight: {config.overweight_flight} has no training window, there is nothing to draw more "
+                        "often; name another flight or set it to \"\"")  # fmt: skip
+    return np.where(chosen, config.overweight_factor, 1.0)
 
 
 def _weight_notes(config: DataConfig, index: np.ndarray, names: Sequence[str], weights: np.ndarray | None) -> tuple[str, ...]:
     if weights is None:
         return ()
-    if config.overweight_flight not in {names[number] for number in index[:, 1]}:
-        raise UserError(f"config.data.overweight_flight: {config.overweight_flight} has no training window, there is nothing to draw more "
-                        "often; name another flight or set it to \"\"")  # fmt: skip
     share = weights[index[:, 1] == names.index(config.overweight_flight)].sum() / weights.sum()
     return (f"flight {config.overweight_flight} x {config.overweight_factor:g}: {share:.0%} of the training draws",)
 

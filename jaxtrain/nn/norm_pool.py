@@ -91,7 +91,8 @@ def _backward(groups: int, slope: float, kept: _Kept, cotangents: tuple[jax.Arra
     dgain, dbias, dscale = m.scale * tilted + m.bias * sloped, m.gain * sloped, m.gain * tilted
     along, across = (_pooled_over(m.scale * part, groups) / places for part in (dbias, dscale))
     du = _wide(rate * m.scale * m.gain) * before_gain(dy.astype(jnp.float32), kept.u)
-    dx = _spread(du / _ties(x, m.scale * m.gain), kept, rate * along, rate**2 * across)
+    picked = _picked(x, m.scale * m.gain)
+    dx = _spread(du / _ties(x, picked), kept, picked, rate * along, rate**2 * across)
     away = (kept.mean - kept.center) * rate  # mean of the normalised map over places
     dconv = rate * (m.scale * dbias - places * (along + away * across))
     dconv, dscale, dbias = (jnp.sum(part, 0) for part in (dconv, dscale, dbias))
@@ -163,18 +164,17 @@ def _picked(x: jax.Array, sign: jax.Array) -> jax.Array:
     return jnp.where(_wide(sign) >= 0, high, low)
 
 
-def _ties(x: jax.Array, sign: jax.Array) -> jax.Array:
+def _ties(x: jax.Array, picked: jax.Array) -> jax.Array:
     """How many of a block's values are the picked one: they share its gradient."""
-    picked = _picked(x, sign)
     return sum((corner == picked).astype(jnp.float32) for corner in _corners(x))  # pyright: ignore[reportReturnType]
 
 
-def _spread(du: jax.Array, kept: _Kept, level: jax.Array, tilt: jax.Array) -> jax.Array:
+def _spread(du: jax.Array, kept: _Kept, picked: jax.Array, level: jax.Array, tilt: jax.Array) -> jax.Array:
     """du (N, h, w, C) at the picked values of x, 0 elsewhere, less level + tilt (x - center): (N, H, W, C).
 
     The difference of two whole maps comes last: XLA does it once, whereas it repeats, in every use, what reads one map alone.
     """
-    x, picked = kept.x, _picked(kept.x, kept.m.scale * kept.m.gain)
+    x = kept.x
     examples, height, width, channels = picked.shape
     even = x[:, : 2 * height, : 2 * width].reshape(examples, height, 2, width, 2, channels)
     spread = jnp.where(even == picked[:, :, None, :, None], du[:, :, None, :, None], 0)

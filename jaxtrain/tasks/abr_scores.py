@@ -25,7 +25,7 @@ UNITS = {"latency": "ms", "amplitude": "uv", "threshold": "db"}
 FIELDS = {"latency": "latency_ms", "amplitude": "amplitude_uv", "threshold": "threshold_db"}
 VALID = {"latency": "peak_ok", "amplitude": "peak_ok", "threshold": "threshold_ok"}
 Z80, Z95 = 1.2815515655446004, 1.959963984540054
-ROC_BINS, ROC_LOGIT = 4096, 12.0
+ROC_BINS, ROC_LOGIT, ROC_FINE = 4096, 12.0, 0.05  # bins; the logits of the outermost; below this size bins are equal
 SERIES_DB = tuple(range(-20, 131, 5))  # levels of an ear's series, rounded to 5 dB
 
 SIGNAL = ("signal/n", "signal/sq", "signal/identity_sq", "signal/r", "signal/r_n", "signal/half_n")
@@ -98,7 +98,9 @@ def groups(batch: Batch) -> dict[str, jax.Array]:
 
 
 def _histogram(logit: jax.Array, weight: jax.Array) -> jax.Array:
-    return metrics.histogram(logit, weight, ROC_BINS, -ROC_LOGIT, ROC_LOGIT)
+    """Bins that grow with the logit: those of a network that has hardly learned lie close together, around 0 at first."""
+    most = float(np.arcsinh(ROC_LOGIT / ROC_FINE))
+    return metrics.histogram(jnp.arcsinh(logit / ROC_FINE), weight, ROC_BINS, -most, most)
 
 
 def _signal(forecast: Forecast, batch: Batch, mask: jax.Array) -> dict[str, jax.Array]:

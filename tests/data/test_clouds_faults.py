@@ -9,6 +9,7 @@ from clouds_problem import DATES, Triple, config, entry, on_files, prepared, wri
 
 from jaxtrain.data import clouds
 from jaxtrain.data.clouds_config import FlightConfig
+from jaxtrain.data.clouds_hdf5 import opened
 from jaxtrain.errors import UserError
 
 DAY, BASE = "layer_descriptor/Profile_Decimal_Julian_Day", "layer_descriptor/Layer_Base_Altitude"
@@ -127,6 +128,14 @@ def test_times_that_are_no_seconds(folder, part, key):
     file = IMAGES if part == "images" else NAV
     says(broken(folder, set_in(part, key, lambda t: getattr(t, part)[key].astype(np.float32))), file, key, "float32", "128 s", "float64")
     says(broken(folder, set_in(part, key, lambda t: getattr(t, part)[key] * 1000)), file, key, "divide milliseconds by 1000")
+
+
+def test_what_may_not_be_read_is_about_permissions(folder):
+    def read():
+        with opened(str(folder / NAV)):
+            raise PermissionError(13, "Permission denied")
+
+    says(fault(read), NAV, "permission denied", "change its permissions")
 
 
 def test_a_group_is_no_dataset(folder):

@@ -122,6 +122,12 @@ def test_the_azimuth_counts_from_where_it_did_in_training(tmp_path):
     assert len(clouds.inputs(zenith, {**statistics, "heading_known": np.array(True)}, without).index) == 56
 
 
+def test_prepared_frames_are_taken_as_they_are_and_it_is_said():
+    c = replace(run()[0], path="folder", flights=(FlightConfig("A", file="a.h5"), entry("P")))
+    assert clouds._prepared_notes(c) == ()
+    assert clouds._prepared_notes(replace(c, reduce=2))[0].startswith("flight A: prepared, so data.rows and data.reduce change nothing")
+
+
 def test_a_flight_of_the_run_is_no_test(file):
     c, statistics = run()
     flights = (FlightConfig("A", file="new.h5"), FlightConfig("C", file="other.h5"))

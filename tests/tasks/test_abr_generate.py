@@ -196,6 +196,7 @@ def test_conditions_are_read_and_waveforms_written(tmp_path):
 @pytest.mark.parametrize(("options", "says"), [
     ({"guidance": "lots"}, "--option guidance=lots"), ({"guidance": "-1"}, "--option guidance=-1"), ({"steps": "0"}, "--option steps=0"),
     ({"seed": "x"}, "--option seed=x"),
+    ({"seed": "9" * 20}, "--option seed=9+: expected a whole number below 2\\^63"),
 ])  # fmt: skip
 def test_options_out_of_range(options, says):
     with pytest.raises(UserError, match=says):

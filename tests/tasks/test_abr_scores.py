@@ -99,6 +99,17 @@ def test_existence_scores():
     assert found["missed_peaks"] == pytest.approx(fn / event.sum()) and found["false_peaks"] == pytest.approx(fp / (~event).sum())
 
 
+@pytest.mark.parametrize("middle", [0.0, -0.95, 0.95])
+def test_auc_tells_logits_apart_that_lie_close_together(middle):
+    """As of a network that has hardly learned: around 0, or around the share of the records with a wave V."""
+    rng = np.random.default_rng(3)
+    event = np.arange(400) % 2 == 0
+    z = (middle + 0.02 * event + rng.normal(0, 0.03, 400)).astype(np.float32)
+    sums = [np.asarray(abr_scores._histogram(z, (event == yes).astype(np.float32))) for yes in (False, True)]
+    exact = (z[event][:, None] > z[~event]).mean()
+    assert abs(abr_scores.auc(np.stack(sums)) - exact) < 2e-3
+
+
 def test_auc_of_histograms_is_that_of_all_pairs():
     rng = np.random.default_rng(0)
     z, event = rng.normal(0, 2, 3000), rng.random(3000) < 0.3
